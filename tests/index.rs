@@ -76,7 +76,7 @@ fn used() -> BTreeSet<String> {
         .collect()
 }
 
-/// Returns whether this file has this test: `tls::name`, or `src::name` for one beside the code.
+/// Returns whether this file has this test: `tls::name`, or `src::name` for a unit test.
 fn there_is(test: &str) -> bool {
     let (file, name) = test.split_once("::").expect("file::test");
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))

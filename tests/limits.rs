@@ -124,14 +124,14 @@ async fn accepting_goes_on_whenever_fewer_are_in_than_the_limit() {
     let mut clients = connect(&server, 6).await;
     assert_in(&server, 4).await;
 
-    // Far below the number of connections: that number never passes `limit - 1` on its way down
-    // while anything is accepted.
+    // Far below the number of connections. The next client is accepted only when all four have
+    // closed.
     limit.set(1);
     clients.drain(..3);
     assert_in(&server, 1).await;
     clients.remove(0);
     assert_in(&server, 1).await;
-    // From one below to several above in one step.
+    // From one below the number of clients to several above it, in one step.
     limit.set(5);
     assert_in(&server, 2).await;
 }
@@ -459,7 +459,7 @@ async fn f2_ten_thousand_connections_ended_in_every_way_leave_nothing_behind() {
         let mut server = chaotic_server(&limit);
         for round in 0..10_usize {
             let clients: Vec<_> = (0..489)
-                // Every other round runs in bursts of one kind, which exceed the budgets.
+                // Every other round has bursts of 32 clients of one kind, more than may be pending.
                 .map(|n| if round.is_multiple_of(2) { n } else { n / 32 })
                 .map(|kind| tokio::spawn(chaotic_client(server.connector().clone(), kind)))
                 .collect();

@@ -77,7 +77,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// Has 10,000 requests answered, a hundred at once. Returns the allocations of each.
+/// Has 10,000 requests answered, a hundred at once. Returns the allocations per request.
 async fn allocations_a_request(served: Served) -> f64 {
     let mut client = served.client().await.0.into_inner();
     let requests = b"fifteen letters\n".repeat(100);
@@ -182,8 +182,8 @@ fn j1_a_peer_that_never_reads_is_read_no_more() {
             never_read(&served).await;
             let (sent, held) = never_read(&served).await;
 
-            // Two buffers of 64 KiB in memory, the high mark, the read-ahead and a block in use.
-            // Buffers grow by doubling.
+            // The memory stream's two buffers of 64 KiB, the high mark, the read-ahead and a block
+            // in use. Buffers grow by doubling.
             assert!(sent < 500_000, "{}: took {sent}", served.way());
             assert!(held < 1_000_000, "{}: holds {held}", served.way());
         }
@@ -230,8 +230,8 @@ fn c3_announced_lengths_cost_nothing_before_the_bytes_come() {
     });
 }
 
-/// A peer that sends its pieces, one a turn, and then nothing more, and that reads a limited number
-/// of bytes.
+/// A peer that sends one piece in each turn of the connection's task, and nothing after the last.
+/// It reads at most `takes` bytes.
 ///
 /// It is not a `DuplexStream`, because the buffers of one would count.
 struct Stalling {
@@ -301,7 +301,7 @@ impl AsyncWrite for Stalling {
     }
 }
 
-/// More than a power of two, because buffers grow by doubling.
+/// The largest frame in bytes: more than a power of two, because buffers grow by doubling.
 const FRAME: usize = 160 * 1024;
 
 const MARK: usize = 64 * 1024;

@@ -25,7 +25,8 @@ type Answer = BoxCloneSyncService<Event<Bytes, &'static str>, Option<Bytes>, Box
 
 type Told = Pipeline<fn() -> Lines, MakeEventsPerConnection<Make, &'static str>, Bytes>;
 
-/// Answers each event, after a time, with its kind, and hands out the peers.
+/// Returns a pipeline that answers each event with its kind after `time`. The receiver yields the
+/// peers.
 fn says_what_it_got(time: Duration) -> (Told, mpsc::Receiver<Teller>) {
     let (tell, peers) = mpsc::channel(64);
     let make = service_fn(move |peer: Teller| {

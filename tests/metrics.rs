@@ -74,7 +74,7 @@ async fn echo(line: Bytes) -> Result<Bytes, BoxError> {
     Ok(line)
 }
 
-/// Waits until the table holds no closed connection.
+/// Waits until no connection is open.
 async fn all_gone<C>(served: &Served<C>) {
     while served.handle().live() > 0 {
         tokio::task::yield_now().await;

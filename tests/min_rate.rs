@@ -1,4 +1,5 @@
-//! The minimum rate: a peer that sends or takes single bytes is ended, and a slow one is not.
+//! The minimum rate: the connection of a peer that sends or takes single bytes is closed, and that
+//! of a peer that is only slow is not.
 
 mod support;
 
@@ -24,7 +25,7 @@ use support::{Client, Clients, Ends, each_way};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// At least 100 bytes in each 5 s; no other deadline is reached.
+/// A minimum rate of 100 bytes in each 5 s. No other deadline is reached.
 fn deadlines() -> Deadlines {
     Deadlines::default()
         .frame(None)
@@ -32,12 +33,12 @@ fn deadlines() -> Deadlines {
         .min_rate(MinRate::new(100, 5 * SECOND))
 }
 
-/// The reply to a line of any length.
+/// Returns a reply of 256 KiB.
 fn reply() -> Bytes {
     Bytes::from(vec![b'x'; 256 * 1024])
 }
 
-/// A pipeline in each way of dispatch.
+/// Serves a pipeline in each way of dispatch.
 fn pipelines() -> [Served; 3] {
     let pipeline = Pipeline::new(|| Lines::default().max_line(1 << 20))
         .service(service_fn(|line: Bytes| {
@@ -69,7 +70,8 @@ async fn drip(client: &mut Client<DuplexStream>, bytes: &[u8]) -> u64 {
     }
 }
 
-/// Takes up to `bytes` in each of `every` until the end of the stream. Counts them in `read`.
+/// Takes up to `bytes` bytes at intervals of `every` until the end of the stream. Counts them in
+/// `read`.
 async fn sip(
     io: &mut (impl AsyncReadExt + Unpin),
     bytes: usize,
@@ -177,7 +179,7 @@ async fn a_reply_that_is_taken_byte_by_byte_ends_its_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rest_of_a_reply_that_is_taken_byte_by_byte_ends_its_connection() {
-    // Too much for the time of a close, which begins at once.
+    // The close begins at once, and the reply is too long for its time.
     let served = serve(
         Pipeline::new(Lines::default)
             .service(service_fn(|_: Bytes| {
@@ -232,7 +234,8 @@ async fn the_time_in_which_no_output_waits_belongs_to_no_window() {
     }
 }
 
-/// The system is asked what the peer takes, because its buffers take megabytes at once.
+/// The server asks the system what the peer has taken, because the system's buffers take megabytes
+/// at once.
 #[tokio::test]
 async fn a_reader_of_a_socket_is_measured_by_what_it_takes() {
     let rate = MinRate::new(64 * 1024, SECOND / 2);
@@ -258,7 +261,7 @@ async fn a_reader_of_a_socket_is_measured_by_what_it_takes() {
     assert_eq!(reason.ok(), Some(EndReason::SlowReader));
 }
 
-/// The system counts the memory of what the peer has not taken, which is more than its bytes.
+/// For what the peer has not taken, the system reports the memory, which is more than the bytes.
 #[tokio::test]
 async fn a_reader_of_many_small_writes_over_a_unix_socket_is_not_slow() {
     let rate = MinRate::new(100, SECOND);
@@ -281,7 +284,8 @@ async fn a_reader_of_many_small_writes_over_a_unix_socket_is_not_slow() {
 
     sleep(SECOND / 2).await;
 
-    // Too short for the system to take more, which would then be in large blocks.
+    // In 2 s the peer takes too little for the system to accept more output, which would be in
+    // large blocks.
     let reason = tokio::select! {
         () = sip(&mut reading, 100, SECOND / 10, &mut read) => unreachable!("more is written"),
         reason = tokio::time::timeout(2 * SECOND, served.reason()) => reason,

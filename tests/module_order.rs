@@ -195,11 +195,11 @@ fn violations(lib: &str, files: &[(String, String)]) -> Vec<String> {
     found
 }
 
-/// The path of a module from the crate's root, which is the empty one.
+/// The path of a module from the crate's root. The root's own path is empty.
 type ModulePath = Vec<String>;
 
-/// Returns each place where a file of a room names another that, perhaps by way of others, names
-/// it.
+/// Returns each place where a file of a room names another file that names it back, directly or
+/// through others.
 fn cycles(files: &[(String, String)]) -> Vec<String> {
     let sources: BTreeMap<ModulePath, (&String, String)> = files
         .iter()
@@ -215,14 +215,15 @@ fn cycles(files: &[(String, String)]) -> Vec<String> {
         .iter()
         .map(|(module, (_, code))| (module, imports(module, code)))
         .collect();
-    // Each name, from a child of a module to another child of it, with where it stands.
+    // Each pair of children of one module of which the first names the second, and the place.
     let mut names = BTreeMap::new();
     for (module, (file, code)) in &sources {
         for (at, path) in paths(module, code) {
             let target = resolve(path, &sources, &imports, 0);
             let shared = module.iter().zip(&target).take_while(|(a, b)| a == b);
             let shared = shared.count();
-            // Rooms are held to the list in `lib.rs`, and a trunk to nothing.
+            // `violations` checks names between rooms. A trunk and its children may name each
+            // other.
             if shared > 0 && shared < module.len() && shared < target.len() {
                 let line = code[..at].matches('\n').count() + 1;
                 names
@@ -281,7 +282,7 @@ fn imports(module: &ModulePath, code: &str) -> HashMap<String, ModulePath> {
     imports
 }
 
-/// Returns each path in `code` that begins at the crate's root or at a parent, and where.
+/// Returns each path in `code` that begins at the crate's root or at a parent, and its position.
 fn paths(module: &ModulePath, code: &str) -> Vec<(usize, ModulePath)> {
     let mut found = Vec::new();
     for root in ["crate::", "super::"] {
@@ -306,7 +307,7 @@ fn paths(module: &ModulePath, code: &str) -> Vec<(usize, ModulePath)> {
     found
 }
 
-/// Returns the path from the root, of one that is written in `module`.
+/// Converts a path that is written in `module` to the path from the root.
 fn absolute(module: &ModulePath, path: &str) -> Option<ModulePath> {
     let path = path.split(' ').next().unwrap_or(path);
     let mut base = module.clone();
@@ -315,7 +316,7 @@ fn absolute(module: &ModulePath, path: &str) -> Option<ModulePath> {
             "crate" => base.clear(),
             "super" => drop(base.pop()?),
             "self" => {}
-            // What is a child of the module or another crate is seen when it is resolved.
+            // A child of the module or another crate: `resolve` tells them apart.
             name => base.push(name.to_owned()),
         }
     }

@@ -1,7 +1,7 @@
 //! A network that loses packets, is slow or disappears, and a machine without free ports.
 //!
-//! Each test starts itself again in a network of its own, which needs root. Elsewhere it is
-//! skipped.
+//! Each test starts itself again in a network of its own, which needs root. Without root, the test
+//! is skipped.
 #![expect(
     clippy::unwrap_used,
     reason = "a failure in a helper is a failure of the test"
@@ -68,7 +68,7 @@ fn run(command: &str) {
     assert!(ran.unwrap().success(), "{command}");
 }
 
-/// Has the system drop packets, all of them or those that this condition of nft holds for.
+/// Has the system drop the packets that match a condition of nft, or all if `when` is empty.
 fn drop_packets(when: &str) {
     run(&format!(
         "nft 'add table inet t; add chain inet t out {{ type filter hook output priority 0; }}; \
@@ -241,7 +241,7 @@ async fn d11_on_a_slow_link_marks_hold_and_a_drain_ends_at_its_deadline() {
     let mut part = vec![0; 125_000];
     let begun = Instant::now();
 
-    // A second at this rate, with the burst less.
+    // At this rate the bytes take a second, less because of the burst.
     soon("a part", client.read_exact(&mut part)).await.unwrap();
     let slow = begun.elapsed();
     let ahead = sent.load(Ordering::Relaxed).saturating_sub(part.len());

@@ -201,7 +201,7 @@ fn traced() -> Served {
     )
 }
 
-/// The ends that a line can cause, with the reason and the level of each.
+/// The input of a client, the end reason that follows, and the level of the closing event.
 const ENDS: [(&str, EndReason, Level); 12] = [
     ("", EndReason::PeerClosed, Level::DEBUG),
     ("a\n", EndReason::PeerClosed, Level::DEBUG),
@@ -386,7 +386,7 @@ async fn the_span_has_the_names_of_open_telemetry() {
 async fn the_address_that_a_hook_sets_is_seen_by_everybody() {
     let (capture, _guard) = Capture::begin();
     let hook = service_fn(|mut conn: Connection<DuplexStream>| {
-        // As seen by a server of both families.
+        // As a server that listens on IPv6 sees a client of IPv4.
         conn.set_client_addr(SocketAddr::from((
             Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped(),
             4711,

@@ -245,7 +245,7 @@ async fn every_fault_at_every_byte_leaves_whole_lines() {
     check.await.unwrap();
 }
 
-/// Reads as the last bytes of a TLS stream that ends with `close_notify`.
+/// Stands for the `close_notify` at the end of a TLS stream.
 const CLOSED: &str = "(close_notify)";
 
 /// Appends [`CLOSED`] to what is read, unless the stream ends with an error.

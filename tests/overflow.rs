@@ -19,7 +19,7 @@ use support::{Clients, Ends, settled};
 mod support;
 
 /// Starts a server of one connection at a time. It answers the others with `told`, or never
-/// finishes answering.
+/// finishes answering if `told` is `None`.
 fn one_at_a_time(told: Option<&'static [u8]>) -> Served {
     let busy = service_fn(move |mut conn: Connection<DuplexStream>| async move {
         match told {

@@ -31,7 +31,8 @@ mod process;
 #[path = "support/tally.rs"]
 mod tally;
 
-/// The command that starts the example with these descriptors, from 3 on.
+/// Returns the command that starts the example, or for `--exact` this test program, with these
+/// descriptors, from 3 on.
 fn with(passed: &[&dyn AsFd], names: &str, args: &[&str]) -> Command {
     let program = match args.first() {
         Some(&"--exact") => env::current_exe().unwrap(),
@@ -62,7 +63,7 @@ fn tcp() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// Starts a command, and reads what it listens on.
+/// Starts a command, and returns the `count` addresses that it listens on.
 async fn listening(command: Command, count: usize) -> (Child, Vec<String>) {
     let mut command = tokio::process::Command::from(command);
     let mut child = command.kill_on_drop(true).spawn().unwrap();
@@ -78,7 +79,7 @@ async fn listening(command: Command, count: usize) -> (Child, Vec<String>) {
         };
         said.extend(line.strip_prefix("listening on ").map(str::to_owned));
     }
-    // It writes a report at its end.
+    // The child writes a report at its end, so its stdout stays open.
     child.stdout = Some(stdout.into_inner().into_inner());
     (child, said)
 }
@@ -124,14 +125,14 @@ async fn sockets_are_taken_by_name_by_number_and_the_rest_together() {
         assert_eq!(Client::connect(addr).await.ask("hi").await, "hi");
     }
     stop(child).await;
-    // A supervisor's path.
+    // The path belongs to the supervisor, so the server does not remove it.
     assert!(at.exists());
 }
 
 #[tokio::test]
 async fn clients_in_the_backlog_are_left_to_the_next_process() {
     let (listener, addr) = tcp();
-    // A suspended server cannot close a socket that is kept.
+    // A suspended server cannot close a socket that the supervisor keeps.
     for state in ["paused", "suspended"] {
         let mut first = with(
             &[&listener],
@@ -347,7 +348,7 @@ async fn systemd_passes_its_sockets() {
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let child = command.spawn().unwrap();
-    // It starts the program, in its own place, at the first connection.
+    // `systemd-socket-activate` replaces itself with the program at the first connection.
     let connected = async {
         while std::net::TcpStream::connect(addr).is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

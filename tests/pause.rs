@@ -260,9 +260,9 @@ async fn what_a_peer_sent_before_it_finished_waits_for_input_to_go_on() {
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
         for (in_progress, held_back, answered) in [
             ("", "a\n9\n", &["a", "9"][..]),
-            // A call may take longer than a peer that has finished is given.
+            // During a pause, a call may take longer than the 10 s of `half_closed`.
             ("11\n", "a\n9\n", &["11", "a", "9"]),
-            // From the resume on, it is given that time.
+            // From the resume on, `half_closed` applies.
             ("", "a\n11\n", &["a"]),
         ] {
             let mut client = served.client().await;
@@ -383,8 +383,7 @@ async fn a_request_that_arrived_before_a_drain_is_answered_when_input_goes_on() 
     }
 }
 
-/// Echoes lines behind a limit that all connections share. A line of a number takes as many
-/// seconds.
+/// Echoes lines. A line that is a number takes as many seconds.
 async fn hurried(line: Bytes) -> Result<Bytes, Infallible> {
     let seconds = String::from_utf8_lossy(&line).parse().unwrap_or(0);
     tokio::time::sleep(Duration::from_secs(seconds)).await;
@@ -416,7 +415,8 @@ async fn a_paused_connection_keeps_no_permit_that_others_wait_for() {
 
         assert_eq!(first.line().await, "10", "{}", served.way());
 
-        // The request that had reached the service when input was paused, but none behind it.
+        // The request that had reached the service when input was paused is answered, but none
+        // behind it.
         assert_eq!(paused.line().await, "a", "{}", served.way());
         assert_eq!(other.line().await, "other", "{}", served.way());
         assert!(paused.hears_nothing().await, "{}", served.way());

@@ -50,7 +50,7 @@ where
     Ok(())
 }
 
-/// Serves a stack that answers each connection with its detected protocol, behind the given hook.
+/// Returns a stack that answers each connection with its detected protocol, behind the given hook.
 fn told<H, Io>(
     hook: H,
 ) -> impl Service<Memory, Response = (), Error = BoxError, Future: Send> + Send + 'static

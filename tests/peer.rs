@@ -366,8 +366,8 @@ async fn x70_nine_megabytes_against_a_stalled_reader_over_a_socket() {
 }
 
 /// Sends 9 MB to a client that at first reads nothing and then reads all; then a single frame of 9
-/// MB. Returns how often a mark was crossed before the connection stalled, because the system
-/// buffers some megabytes.
+/// MB. Returns how often a mark was crossed before the connection stalled. This can be more than
+/// once, because the system buffers some megabytes.
 async fn nine_megabytes<Io: AsyncRead + Unpin>(mut client: Io, peer: Peer<Bytes>) -> usize {
     let mut crossings = peer.crossings();
     let sender = peer.clone();

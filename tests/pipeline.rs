@@ -32,7 +32,7 @@ use support::{Clients, Ends, each_way, panic_if, serve_stream};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Counts requests that are dropped unfinished.
+/// Counts the requests in progress.
 struct InHand(Arc<AtomicUsize>);
 
 impl InHand {
@@ -62,7 +62,7 @@ async fn delayed(request: Bytes) -> Result<Bytes, BoxError> {
     Ok(request)
 }
 
-/// Lines, with a word that triggers each fault of a codec.
+/// A codec of lines, in which certain words at the start of a line trigger faults of the codec.
 #[derive(Default)]
 struct Faulty(Lines);
 
@@ -578,7 +578,7 @@ async fn e13_replies_keep_the_order_of_requests_whatever_they_take() {
 
     for served in each_way(pipeline).into_iter().take(2) {
         let mut client = served.client().await;
-        // Pseudo-random delays: 0 to 12 ms, in steps of 7919.
+        // Pseudo-random delays of 0 to 12 ms: multiples of 7919, modulo 13.
         let requests: Vec<_> = (0..1000_usize)
             .map(|n| format!("{} {}", "x".repeat(n % 50), n * 7919 % 13))
             .collect();
@@ -976,7 +976,7 @@ async fn c9_answers_before_a_frame_that_is_too_large_are_delivered() {
     }
 }
 
-/// Each of these codecs has an error of its own for it.
+/// Each of these codecs has an error of its own for a frame that is too large.
 #[tokio::test(start_paused = true)]
 async fn a_frame_that_is_too_large_for_a_codec_of_tokio_util_has_the_same_reason() {
     let lines = || LinesCodec::new_with_max_length(10);

@@ -29,7 +29,7 @@ use support::{Ends, serve_stream};
 struct Faulty {
     io: DuplexStream,
     random: u64,
-    /// The operation that fails, counted from 0, and the number of operations so far.
+    /// The first operation that fails, counted from 0, and the number of operations so far.
     fails_at: usize,
     operations: Arc<AtomicUsize>,
 }

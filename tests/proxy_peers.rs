@@ -33,7 +33,8 @@ use tower_tcp::testkit::{Served, serve_with};
 use tower_tcp::tls::Tls;
 use tower_tcp::{BoxError, Connection, ConnectionInfo, Server};
 
-/// Where the proxies listen, so that they take no port that another test is about to use.
+/// The address of the proxies. It is not 127.0.0.1, so they take no port that another test is about
+/// to use.
 const FRONT: &str = "127.9.0.1";
 
 /// The client as the server sees it.
@@ -189,7 +190,7 @@ async fn ask(from: &str, front: SocketAddr) -> (String, SocketAddr) {
     (client.ask("hello").await, client.addr)
 }
 
-/// A certificate authority, and files of what it has signed.
+/// A certificate authority.
 struct Authority {
     issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
 }
@@ -213,7 +214,7 @@ impl Authority {
         (cert, key)
     }
 
-    /// A client that trusts the authority, and has a certificate of it if it has a name.
+    /// Returns a client that trusts the authority. With `name`, it also has a certificate.
     fn client(&self, name: Option<&str>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a root");
@@ -236,7 +237,7 @@ impl Authority {
     }
 }
 
-/// Asks over TLS.
+/// Does the same as [`ask`] over TLS, with `name` as the name of the server.
 async fn ask_over_tls(
     connector: &TlsConnector,
     name: &'static str,
@@ -530,7 +531,7 @@ async fn curl_tells_a_client_over_http_and_tls() {
             let output = soon("curl", curl.output()).await.expect("it runs");
             String::from_utf8(output.stdout).expect("text")
         };
-        // The address of the connection itself.
+        // curl sends the address of the connection itself.
         let said = curl(&["--haproxy-protocol", "--interface", "127.0.0.5"]).await;
         let (client, peer) = said.split_once(" by ").unwrap_or_else(|| panic!("{said}"));
         assert!(client.starts_with("127.0.0.5:"), "{said}");

@@ -22,7 +22,7 @@ use tracing_subscriber::layer::{self, Context, SubscriberExt};
 
 use support::{Clients, Ends};
 
-/// The peers with each fault.
+/// The number of peers with each fault.
 const PEERS: usize = 50;
 
 /// Counts warnings and errors: those of the crate, and others.

@@ -207,7 +207,7 @@ fn malformed_requests_are_told_as_redis_tells_them() {
 
 #[test]
 fn a_request_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
-    // The rest of the request is `*1`, `$65520`, a line end after each, and one after the word.
+    // The rest of the request is `*1`, `$65522`, a line end after each, and one after the word.
     let word = vec![b'x'; MAX_REQUEST - 14];
     let fits = array_of(std::slice::from_ref(&word));
     let does_not = array_of(&[[&word[..], b"x"].concat()]);

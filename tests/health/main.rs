@@ -1,5 +1,5 @@
-//! Health: what a probe or a load balancer is told about a server is true, in each of its states,
-//! and the answers go on until the server has ended.
+//! Health: probes and load balancers get a true answer in each state of a server, until it has
+//! ended.
 
 mod haproxy;
 
@@ -38,7 +38,7 @@ fn gated(gate: &Arc<Semaphore>) -> impl support::Pipelined {
     }))
 }
 
-/// A server with a limit of 4 whose answers wait for the gate, and the gate.
+/// Starts a server with a limit of 4 connections. Its answers wait for the returned gate.
 fn server(build: impl FnOnce(ServerBuilder) -> ServerBuilder) -> (Served, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let (listener, connector) = memory();
@@ -59,7 +59,7 @@ async fn fetch(client: &mut DuplexStream, method: &str, path: &str) -> (String, 
         head.push(client.read_u8().await.expect("a whole head comes"));
     }
     let head = String::from_utf8(head).expect("text");
-    // Two answers can have two times.
+    // The dates of two answers can differ.
     let head: String = head
         .split_inclusive('\n')
         .filter(|line| !line.starts_with("date: "))
@@ -97,7 +97,7 @@ async fn every_state_has_its_answers_until_the_server_has_ended() {
     let (mut main, gate) = server(|server| server.lame_duck(Duration::from_secs(5)));
     let handle = main.handle().clone();
     let http = serve(Http::new(HealthChecks::new(handle.clone())));
-    // One connection for all of them.
+    // One connection for all requests.
     let mut http_client = http.stream().await;
     let check = AgentCheck::new(handle.clone());
     let (plain, weighted) = (serve(check.clone()), serve(check.weight_by_load()));
@@ -216,7 +216,7 @@ async fn other_paths_and_methods_are_refused() {
 async fn an_agent_check_ends_in_good_order_whatever_haproxy_does() {
     let (main, _gate) = server(|server| server);
     let mut agent = serve(AgentCheck::new(main.handle().clone()));
-    // One that sends (`agent-send`), one that leaves at once, and one that never reads nor leaves.
+    // One client sends (`agent-send`), one leaves at once, and one neither reads nor leaves.
     let sends = support::exchange(agent.stream().await, "hello\n").await;
     assert_eq!(sends, "up ready\n");
     drop(agent.stream().await);
@@ -256,7 +256,7 @@ async fn a_heartbeat_is_answered_in_every_state_but_not_before_serving_nor_after
     assert!(handle.heartbeat().await, "draining");
     assert!(is_live(&handle).await);
 
-    // Many at once, and one that is given up.
+    // Many heartbeats at once, and one whose future is dropped.
     assert!(handle.heartbeat().now_or_never().is_none());
     let many = (0..100).map(|_| tokio::spawn(handle.heartbeat()));
     for beat in many.collect::<Vec<_>>() {
@@ -278,13 +278,13 @@ fn a_server_whose_accept_loop_is_blocked_is_not_live() {
         builder.enable_all().build().expect("a runtime")
     };
     let (handles, served) = std::sync::mpsc::channel();
-    // The program's runtime has another thread for the checks, as a multi-thread one has.
+    // The server blocks its own thread. The checks run on another, as in a multi-threaded runtime.
     let thread = std::thread::spawn(move || {
         runtime().block_on(async {
             let server = Server::bind("127.0.0.1:0").await.expect("it binds");
             handles.send(server.handle()).expect("it is waited for");
             let stack = service_fn(move |conn: Connection<Socket>| {
-                // In the accept loop, which calls the stack.
+                // Blocks the accept loop, which calls the stack.
                 let _unblocked = blocked.recv();
                 async move {
                     drop(conn);

@@ -390,7 +390,7 @@ async fn a_body_that_another_task_leaves_unread_behind_the_answer_is_bounded_by_
     let begun = Instant::now();
 
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
-    // And the linger, since the peer does not close.
+    // The idle time, and 2 s of linger, because the peer does not close.
     assert_eq!(begun.elapsed().as_secs(), 75 + 2);
 }
 

@@ -26,7 +26,7 @@ use crate::{GET, http, paths};
 const NET: Duration = Duration::from_secs(60);
 const NEVER: &str = "GET /never HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Serves [`paths`] over real sockets. Within TLS, several streams are around the socket.
+/// Serves [`paths`] over real sockets. With TLS, several streams wrap the socket.
 async fn serve_over(transport: Transport, deadlines: Deadlines) -> Over {
     let http = Http::new(service_fn(paths)).deadlines(deadlines);
     let secured = http.clone();
@@ -65,7 +65,7 @@ async fn a_half_close_right_behind_a_request_is_answered_each_time() {
     }
 }
 
-/// Returns input that stays unread behind a request without an answer.
+/// Returns requests that are never answered, each with unread input behind it and the input's name.
 fn unread() -> Vec<(&'static str, String)> {
     let post = "POST /never HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n";
     vec![
@@ -238,7 +238,7 @@ async fn in_memory_a_peer_that_has_finished_is_noticed_behind_511_unread_bytes()
         let mut client = served.client().await;
         client.send(NEVER).await;
         settled().await;
-        // hyper reads none of these: it has begun to answer.
+        // hyper reads none of these, because it has begun to answer.
         for byte in "G".repeat(unread).chars() {
             client.send(byte.to_string()).await;
             settled().await;

@@ -56,7 +56,7 @@ async fn a_request_in_the_backlog_is_answered() {
     let mut client = served.client().await;
     client.send(GET).await;
 
-    // Before the server has had a turn.
+    // The drain begins before the server's task has run.
     served.handle().shutdown();
 
     assert!(answer(&mut client).await.closes());
@@ -261,7 +261,7 @@ async fn a_head_that_drips_holds_a_drain_for_three_seconds() {
 
         let report = served.shutdown().await.expect("it ends");
 
-        // The linger delivers the response.
+        // A linger of 2 s delivers the response.
         let linger = if before.is_empty() { 0 } else { 2 };
         assert_eq!(report.duration.as_secs(), 3 + linger, "{before}");
         assert_eq!(served.reason().await, EndReason::FrameTimeout);

@@ -156,12 +156,12 @@ async fn a_request_whose_peer_is_gone_is_dropped() {
 }
 
 /// The close of a connection begins when its requests are done, so such a handler waits for itself.
-/// Nothing ends it while the peer stays.
+/// While the peer stays, only a drain or an abort ends the handler.
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_awaits_the_closing_of_its_own_connection_ends_with_its_peer_or_a_drain() {
     let hour = Duration::from_secs(3600);
     for (is_http2, leaves, ends_after) in [
-        // The peer may only have finished sending.
+        // The peer may have only finished sending, so it has 10 s for its answer.
         (false, true, 10),
         (true, true, 0),
         (false, false, 30),

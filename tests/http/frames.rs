@@ -33,7 +33,7 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
-/// `GET http://a/never`: three entries of HPACK's static table, and a literal path.
+/// `GET http://a/never`: two entries of HPACK's static table, then a literal authority and path.
 pub(crate) const GET_NEVER: &[u8] = b"\x82\x86\x41\x01a\x44\x06/never";
 /// `GET http://a/`.
 const GET: &[u8] = b"\x82\x86\x41\x01a\x84";
@@ -115,7 +115,7 @@ async fn a_header_block_beyond_the_limit_is_refused() {
     let mut io = connect(&served).await;
     begin(&mut io).await;
 
-    // One literal field, 100 times, 100 bytes each.
+    // One literal field, 100 times, 99 bytes each.
     let mut block = GET_NEVER.to_vec();
     for _ in 0..100 {
         block.extend(b"\x00\x01x\x5f");
@@ -204,7 +204,7 @@ async fn a_peer_that_leaves_within_a_frame_was_cut_off() {
     }
 }
 
-/// Reads `bytes` of data.
+/// Reads frames until `bytes` bytes of data have arrived.
 async fn read_data(io: &mut DuplexStream, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
@@ -459,11 +459,12 @@ async fn a_draining_connection_without_streams_has_three_seconds_whatever_it_pin
     }
 }
 
-/// The size of a buffer that holds few of many small messages.
+/// The size in bytes of a buffer that holds only a few hundred small messages.
 const LITTLE: usize = 4096;
 
-/// Sends `count` frames of one byte, through a buffer of this size, to a service that reads them a
-/// second later. Returns the end of the connection, or the number of bytes that the service read.
+/// Sends `count` frames of one byte, through a buffer of `buffer` bytes, to a service that reads
+/// them a second later. Returns the number of bytes that the service read, or the reason why the
+/// connection ended first.
 async fn small_messages(count: u32, buffer: usize) -> Result<usize, EndReason> {
     let (tell, mut told) = tokio::sync::mpsc::channel(1);
     let late = service_fn(move |request: Request<RequestBody>| {
@@ -491,7 +492,7 @@ async fn small_messages(count: u32, buffer: usize) -> Result<usize, EndReason> {
         let mut all = frame(HEADERS, 4, 1, POST);
         all.extend((1..count).flat_map(|_| frame(DATA, 0, 1, b"x")));
         all.extend(frame(DATA, END_STREAM, 1, b"x"));
-        // The connection may end before.
+        // The connection may end before all is written.
         _ = writer.write_all(&all).await;
         sleep(Duration::from_secs(60)).await;
     });
@@ -533,7 +534,7 @@ async fn a_flood_of_resets_is_the_fault_of_the_peer_while_a_service_holds_a_body
         all.extend(frame(HEADERS, 4, stream, POST));
         all.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
     }
-    // The connection may end before.
+    // The connection may end before all is written.
     tokio::spawn(async move { writer.write_all(&all).await });
 
     let reason = served.reason().await;

@@ -91,7 +91,7 @@ fn get(path: &str) -> Request<()> {
     request.body(()).expect("a request")
 }
 
-/// Sends a request and some bytes of its body, which ends with them unless it stalls.
+/// Sends a request and some bytes of its body. The body ends with them unless `stalls` is `true`.
 fn post(sender: &Sender, bytes: &'static str, stalls: bool) -> (ResponseFuture, SendStream<Bytes>) {
     let request = Request::post("http://localhost/").body(());
     let begun = sender.begin(request.expect("a request"), false);

@@ -1,4 +1,5 @@
-//! A slow reader gets all of its response, and one that takes nothing of it is ended.
+//! A slow reader gets all of its response, and the connection of a peer that reads nothing is
+//! closed.
 
 use std::convert::Infallible;
 use std::time::Duration;

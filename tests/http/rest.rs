@@ -1,4 +1,4 @@
-//! A connection at rest gives up hyper's state: whatever follows is served as if it had not.
+//! A connection at rest frees hyper's state, and serves later requests as if it had kept the state.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -143,7 +143,7 @@ async fn the_first_request_in_single_bytes_is_answered() {
     for (request, body) in KINDS {
         let served = serve(http());
         let mut client = served.client().await;
-        // An unread body must have arrived with its head.
+        // A body that is not read must arrive with the end of its head.
         let head = request.find("\r\n\r\n").expect("it has an end") + 3;
         for byte in request[..head].bytes() {
             client.send([byte]).await;
@@ -243,7 +243,7 @@ async fn half_a_head_behind_a_busy_request_has_its_own_deadline() {
 
         client.rest().await;
 
-        // `frame`, not `idle`.
+        // The deadline `frame`, not `idle`.
         assert_eq!(begun.elapsed().as_secs(), 30);
     }
 }
@@ -289,7 +289,7 @@ async fn a_body_that_another_thread_drops_is_not_taken_for_the_next_request() {
         client.send(&post[..post.len() - n % 3]).await;
         client.send(&post[post.len() - n % 3..]).await;
         assert_eq!(answer(&mut client).await.body, format!("/{n}"));
-        // The service drops the body before it arrives. hyper then closes, or has read it.
+        // The service drops the body early. hyper then closes the connection or reads the body.
         drop(client.0.write_all(GET.as_bytes()).await);
 
         drop(client.0.shutdown().await);
@@ -333,8 +333,8 @@ impl Random {
     }
 }
 
-/// Some operations of a peer, of which each request is answered. Returns the number of requests,
-/// sent and counted.
+/// Runs random operations of a peer, and checks that each request is answered. Returns the number
+/// of requests that the peer sent, and the number that the server counted.
 async fn operations(random: &mut Random, served: &Served) -> (u64, u64) {
     // A body that is not read must arrive with its head.
     let kinds: Vec<_> = [0, 1, 2, 3, 6].map(|kind| KINDS[kind]).into();
@@ -361,7 +361,7 @@ async fn operations(random: &mut Random, served: &Served) -> (u64, u64) {
                 requests += many.len() as u64 + 1;
             }
             1 => {
-                // Leaves, or is gone.
+                // Finishes sending first, or is gone at once.
                 if random.below(2) == 0 {
                     client.finish().await;
                     assert!(client.rest().await.is_empty());

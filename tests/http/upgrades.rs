@@ -357,7 +357,7 @@ async fn an_upgraded_stream_rests_only_while_nothing_moves() {
 
     assert!(client.rest().await.is_empty());
 
-    // Another task reads the bytes, so the deadline looks for them four times an hour.
+    // Another task reads the bytes, so the byte counters are checked, four times an hour.
     let hour = Duration::from_secs(3600);
     assert!(begun.elapsed() >= hour && begun.elapsed() <= hour * 5 / 4);
     drop(client);
@@ -384,12 +384,12 @@ async fn an_upgraded_stream_whose_peer_takes_nothing_is_cut_off() {
 
     assert_eq!(served.reason().await, EndReason::WriteTimeout);
 
-    // One of the four looks sees it wait.
+    // The counters are checked four times.
     let half_a_minute = Duration::from_secs(30);
     assert!(begun.elapsed() >= half_a_minute && begun.elapsed() <= half_a_minute * 5 / 4);
 }
 
-/// Without those deadlines, at which the stream would be looked at, too.
+/// Turns the other deadlines off, because each of them would cause checks of the stream, too.
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_stream_whose_peer_is_too_slow_is_cut_off_without_other_deadlines() {
     let window = Duration::from_secs(4);

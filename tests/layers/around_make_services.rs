@@ -1,4 +1,4 @@
-//! Around a make-service: a clone of it for each connection, called once, with the `Peer`.
+//! Layers around a make-service. Each connection calls a clone of it once, with its `Peer`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use tower_tcp::{Address, EndReason};
 
 use super::*;
 
-/// Makes a desk in three seconds.
+/// Makes a service that calls `desk`. Takes three seconds.
 async fn make(
     _: Peer<Bytes>,
 ) -> Result<impl Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Send, BoxError>

@@ -1,4 +1,4 @@
-//! Around connections.
+//! Layers around connections.
 
 use tokio::io::DuplexStream;
 use tokio::time::timeout;
@@ -99,7 +99,7 @@ async fn per_call_leaves_no_permit_with_a_server_that_rests() {
     assert_eq!(busy.client().await.ask("b").await, "b");
 }
 
-/// A server at a limit that it shares with one that is paused while a client waits.
+/// Two servers that share a limit. One is at the limit, the other is paused while its client waits.
 struct BesideOnePaused {
     busy: Served,
     inside: Client<DuplexStream>,

@@ -1,4 +1,5 @@
-//! In the service that a make-service makes: one for each connection, kept from request to request.
+//! Layers in the service that a make-service makes: one service for each connection, kept from
+//! request to request.
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -12,7 +13,7 @@ use tower_tcp::pipeline::{PerCall, Session, SessionService};
 use super::support::{each_way, settled};
 use super::*;
 
-/// A desk that is busy while another request runs, whichever connection's.
+/// Returns a service that calls `desk`, and sheds requests while one runs on any connection.
 fn busy_over_one()
 -> impl Service<Bytes, Response = Bytes, Error = BoxError, Future: Send> + Clone + Send {
     ServiceBuilder::new()
@@ -46,7 +47,7 @@ async fn load_shed_and_a_shared_limit_leave_a_permit_with_a_connection_that_rest
     );
 }
 
-/// Every stack of stock layers that clones share, with room for one request.
+/// Returns every stack of stock layers whose clones share a limit of one request.
 fn shared_by_clones() -> Vec<(&'static str, Shareable)> {
     let builder = || ServiceBuilder::new().map_result(told);
     let global = GlobalConcurrencyLimitLayer::new(1);

@@ -1,6 +1,6 @@
-//! LAYERS.md: what stock tower layers do at each place, in the tests that the page names.
+//! Tests that LAYERS.md names: what stock tower layers do at each place.
 //!
-//! `tests/stock_layers.rs` has the rest of them.
+//! `tests/stock_layers.rs` has more of them.
 
 #[path = "../support/mod.rs"]
 mod support;

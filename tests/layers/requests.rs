@@ -1,4 +1,4 @@
-//! In `.service`: one service for all connections, a clone of it for each request.
+//! Layers in `.service`: one service for all connections, cloned for each request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use tower_tcp::pipeline::{Session, SessionService};
 use super::support::settled;
 use super::*;
 
-/// Compiles for a type that is not `Clone` only: for others two implementations apply.
+/// Compiles only for a type that is not `Clone`. For other types, two implementations apply.
 trait NotClone<Which> {
     fn check() {}
 }
@@ -168,8 +168,8 @@ async fn a_limit_behind_the_rate_in_a_buffer_counts_the_requests_that_run() {
     assert_eq!(waits_for_another_beside(waiting, limit).await, 0);
 }
 
-/// Has two requests go to a service of one request in ten seconds, and returns how many seconds one
-/// waits then that shares nothing with them but the limit.
+/// Sends two requests to `waiting`, a service of one request in ten seconds. Returns how many
+/// seconds a request then waits at another service, which shares only the limit with `waiting`.
 async fn waits_for_another_beside<S>(waiting: S, limit: GlobalConcurrencyLimitLayer) -> u64
 where
     S: Service<Bytes, Response = Bytes, Error: Into<BoxError>, Future: Send>

@@ -161,7 +161,8 @@ impl Log {
             by_server || lossy || !seen.farewell,
             "{reason} has a farewell"
         );
-        // There is none after the peer has finished sending, or a service has closed or upgraded.
+        // No farewell is sent after the peer has finished sending, or a service has closed or
+        // upgraded.
         let by_peer = self.half_closed || self.cut_short;
         let by_service = self.closed
             || [Then::Close, Then::Upgrade]
@@ -185,7 +186,7 @@ impl Log {
         let finished = |then| self.legs.iter().any(|leg| leg.has_finished(then));
         match reason {
             EndReason::PeerClosed => self.half_closed || self.was_reset,
-            // A peer that has finished sending is not waited for for ever, either.
+            // After the peer has finished sending, a call may not run forever.
             EndReason::PeerReset => {
                 self.was_reset || (self.half_closed && self.legs.iter().any(Leg::never_finishes))
             }
@@ -195,7 +196,7 @@ impl Log {
             EndReason::Aborted => self.aborted,
             EndReason::WriteTimeout => self.stalled,
             EndReason::Drained => self.drained,
-            // A drain does not wait for ever for the rest of a frame.
+            // A drain does not wait forever for the rest of a frame.
             EndReason::FrameTimeout => self.drained && self.cut_short,
             EndReason::DrainDeadline => {
                 self.drained

@@ -13,8 +13,8 @@ use super::NET;
 use super::random::Random;
 use super::support::{Clients, Ends, each_way};
 
-/// The number of pushing tasks, of their pushes, and of the peer's requests between them: a million
-/// frames over the three ways of dispatch.
+/// The number of pushing tasks, of each task's pushes, and of the peer's requests between them: a
+/// million frames over the three ways of dispatch.
 pub(crate) const PUSHERS: usize = 4;
 pub(crate) const PUSHES: usize = 72_000;
 pub(crate) const REQUESTS: usize = 46_000;

@@ -46,7 +46,7 @@ const OPERATIONS: usize = 100_000;
 /// The most calls of a connection at a time, in a pipeline that runs several.
 const IN_FLIGHT: usize = 4;
 
-/// Every party acts at even milliseconds. At odd ones nothing happens, so that a party can look.
+/// Every party acts at even milliseconds. At odd ones, only `look` checks the output.
 const STEP: Duration = Duration::from_millis(2);
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);

@@ -73,7 +73,7 @@ pub(crate) async fn ask_to_the_end(
                 conn.log().sent[leg].push(Request::Block(block));
             }
             if what == "later" {
-                // Not a whole frame in the old mode, in which it is read at first.
+                // The decoder reads this in its old mode at first, where it is no whole frame.
                 let block = vec![0xff; times];
                 bytes.extend(&block);
                 conn.log().sent[leg].push(Request::Block(block));

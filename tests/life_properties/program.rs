@@ -22,7 +22,7 @@ pub(crate) async fn program(
     for n in 0..random.size(30) {
         sleep(random.steps(4)).await;
         if conn.is_odd() {
-            // Another task's look ended a wait of this task.
+            // The `look` of another task ended a wait of this task.
             sleep(STEP / 2).await;
         }
         if !conn.log().ends.is_empty() && random.one_in(4) {
@@ -59,7 +59,7 @@ pub(crate) async fn program(
                 let message = Message::new(&conn, leg, of, n, None);
                 let sent = timeout(random.steps(5) + STEP, peer.post(message)).await;
                 if sent != Ok(Ok(())) {
-                    // It was dropped without having been sent.
+                    // Its drop was counted, but it was never sent.
                     conn.log().legs[leg].undelivered -= 1;
                 }
                 conn.did(format!("{leg}.{of} message {n}: {sent:?}"));
@@ -147,7 +147,7 @@ pub(crate) fn look(peer: &Peer, conn: &Arc<Conn>, leg: usize, of: usize) {
         }
         (it.unwritten(), it.marks, it.flushing)
     };
-    // Another task may look at the same moment.
+    // Another task may call `look` at the same moment.
     let has_room = peer.buffered().frames() + flushing == 0;
     let sent = peer.try_send(next_push(conn, leg, of));
     conn.did(format!("{leg}.{of} look at {unwritten}: {sent:?}"));

@@ -39,7 +39,7 @@ pub(crate) struct Case {
 pub(crate) struct Conn {
     pub(crate) case: Arc<Case>,
     pub(crate) reset: Notify,
-    /// The server is gone, so a peer that reads no more may end.
+    /// Notifies a peer that reads no more that it may end, because the server is gone.
     pub(crate) over: Notify,
     pub(crate) log: Mutex<Log>,
 }
@@ -77,7 +77,7 @@ pub(crate) struct Leg {
     pub(crate) finished: Vec<usize>,
     pub(crate) running: usize,
     pub(crate) paused: bool,
-    /// The service was asked whether it is ready and is not, so the next event begins in a pause.
+    /// The service was polled and is not ready, so the next event may be delivered in a pause.
     pub(crate) asked: bool,
     /// By pushing task: how many frames were accepted and encoded, and where the last one ends.
     pub(crate) pushed: BTreeMap<usize, Pushed>,
@@ -166,7 +166,7 @@ impl Conn {
         self.log().history.push((Instant::now(), what.into()));
     }
 
-    /// Returns whether it is a millisecond for looking.
+    /// Returns whether this is an odd millisecond, at which only `look` acts.
     pub(crate) fn is_odd(&self) -> bool {
         !self.log().begun_at.elapsed().as_millis().is_multiple_of(2)
     }
@@ -292,7 +292,7 @@ pub(crate) struct Message {
     pub(crate) of: usize,
     pub(crate) n: usize,
     pub(crate) due: Option<Instant>,
-    /// The size of the block that its reply changes the codec to, or zero.
+    /// The number of bytes that the codec takes as the next request after the reply, or zero.
     pub(crate) block: usize,
     pub(crate) settled: bool,
 }

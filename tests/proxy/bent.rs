@@ -1,4 +1,4 @@
-//! Vectors that are bent in a few places.
+//! Vectors that are bent in a few places: bytes are inserted, replaced or cut off.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::sample::Index;
 
 use crate::vectors;
 
-/// The beginning of any header, or of none, of vectors that are bent in a few places.
+/// Generates bent vectors, with up to 19 random bytes behind them.
 pub(crate) fn almost_a_header() -> impl Strategy<Value = Vec<u8>> {
     let vectors: Vec<_> = vectors::all()
         .into_iter()

@@ -9,7 +9,7 @@ use tower_tcp::proxy::{Command, Family};
 pub(crate) enum Verdict {
     /// The client has this address, and connected to that one.
     Client(&'static str, &'static str),
-    /// The header is valid, but the addresses of the connection itself hold.
+    /// The header is valid, but the addresses of the connection itself apply.
     Own(Command, Family),
     /// The header is refused.
     Refused(Error),
