@@ -238,7 +238,7 @@ async fn a_line_without_an_end_closes_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_least_recently_used_items_are_evicted_at_the_memorys_bound() {
+async fn the_least_recently_used_items_are_evicted_at_the_bound_of_memory() {
     let served = bounded();
     let value = "v".repeat(MIB - 100 - 1);
     let set = |key| format!("set {key} 0 0 {}\r\n{value}\r\n", value.len());
