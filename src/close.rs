@@ -109,8 +109,9 @@ impl Linger {
         self
     }
 
-    /// Returns how long to wait after the shutdown of writing before the first check whether the
-    /// peer has taken all output. Returns the time to linger if the peer has already taken all.
+    /// Returns how long to linger, once writing is shut down, before checking for the first time
+    /// whether the peer has taken all output. If it has already taken all, this is the whole time
+    /// to linger.
     fn first_look(&self, sent: Option<Sent>) -> Duration {
         if has_all(sent) { self.time } else { SHORT }
     }

@@ -85,7 +85,8 @@ impl Wire {
         }
     }
 
-    /// Makes the next read ask the system for bytes that the runtime does not report.
+    /// Makes the next read ask the system whether bytes have arrived, even if the runtime has not
+    /// reported any.
     pub(crate) fn look(&self) {
         self.set(LOOK, true);
     }

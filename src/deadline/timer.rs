@@ -185,7 +185,7 @@ impl Timer {
         Poll::Pending
     }
 
-    /// Returns the sleep inside the timer, for a caller that sets the sleep itself.
+    /// Returns the sleep inside the timer, for a caller that resets this sleep directly.
     pub(crate) fn sleep(&mut self) -> Pin<&mut Sleep> {
         let started = self.started;
         self.alarm(started).project().sleep

@@ -92,9 +92,9 @@ pub(super) struct Clock {
     /// to moments, so that the system's clock is read once per poll.
     saw_activity: bool,
     pub(super) saw_write: bool,
-    /// `true` while a request of the peer is in progress, or the output contains the reply to one.
-    /// Messages and output of the program alone do not set this flag, because they do not keep a
-    /// connection open.
+    /// `true` while a request of the peer is in progress, or the output contains the reply to a
+    /// request. Messages, and frames that the program pushes, do not set this flag, because they do
+    /// not keep a connection open.
     pub(super) has_request: bool,
     draining: bool,
     half_closed: bool,

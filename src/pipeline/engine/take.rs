@@ -102,8 +102,8 @@ where
         }
     }
 
-    /// Returns whether the limit of calls in flight is reached. Finished calls whose replies are
-    /// not encoded yet count, too.
+    /// Returns whether the limit of calls in flight is reached. A finished call counts until its
+    /// reply is encoded.
     fn is_full(&self, in_flight: usize) -> bool {
         in_flight + self.waiting_replies() >= self.settings.in_flight
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::deadline::Moment;
 
-/// The upper bound of the maximum number of events in a turn. That maximum begins at [`FEWEST`].
+/// The maximum number of events in a turn is adapted to the load. It begins at [`FEWEST`], and
+/// never exceeds this value.
 const MOST: i16 = 256;
 
 /// The maximum number of events in a connection's first turn. While many connections are busy, the
