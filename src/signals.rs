@@ -44,7 +44,8 @@ pub(crate) struct Signals {
 struct Wakers {
     task: Option<Waker>,
     engine: Option<Waker>,
-    /// Wakes the futures that the user holds. Allocated when the first of them waits.
+    /// Wakes the futures that the user holds, such as that of `ConnectionInfo::draining`. Allocated
+    /// when the first of them is polled.
     users: Option<Arc<Notify>>,
 }
 

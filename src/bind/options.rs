@@ -79,7 +79,7 @@ impl SocketOptions {
     /// Sets whether an address can be bound while connections of an earlier server at the same
     /// address are still closing (`SO_REUSEADDR`).
     ///
-    /// Default: on. Why: so that a server can be restarted at once.
+    /// Default: on. Why: so that a restarted server need not wait for those connections.
     #[doc(alias = "SO_REUSEADDR")]
     pub fn reuse_address(mut self, reuse_address: bool) -> Self {
         self.reuse_address = reuse_address;

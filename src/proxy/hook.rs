@@ -15,9 +15,10 @@ use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::networks::Networks;
 
-/// The maximum number of bytes to read, including data after the header. If the header is longer,
-/// exactly the header is read. Headers of both versions are designed to fit into this size, because
-/// every host must accept a TCP segment with this much data. A header with long TLVs can be longer.
+/// The maximum number of bytes to read, including data after the header. If the header itself is
+/// longer, nothing after it is read. Headers of both versions are designed to fit into this size,
+/// because every host must accept a TCP segment with this much data. A header with long TLVs can be
+/// longer.
 const FIRST_READ: usize = 536;
 
 /// The policy of a [`ProxyProtocol`] for peers that are not trusted.

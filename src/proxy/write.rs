@@ -52,7 +52,8 @@ impl ProxyHeader {
     ///
     /// Returns a [`ProxyEncodeError`](Error) if the path of a Unix socket is too long or contains a
     /// zero byte, if the whole header is too long, if a TLV is not valid, or if the header was
-    /// received for a datagram socket, because then its addresses were not kept.
+    /// received and its family is that of a datagram socket (UDP or Unix), because the addresses of
+    /// such a header are not kept.
     pub fn encode_v2(&self) -> Result<Bytes, Error> {
         let mut header = BytesMut::with_capacity(v2::FIXED + 36);
         header.put_slice(v2::SIGNATURE);

@@ -76,9 +76,10 @@ impl<T, M> Clone for Entered<T, M> {
 }
 
 impl<T, M> Entered<T, M> {
-    /// Creates an entry, and registers the callback that removes it. If the moment `remove_at` is
-    /// already past, returns the callback. The caller drops the callback after unlocking, because
-    /// the callback contains the key, and dropping a key can run user code.
+    /// Creates an entry, and registers the callback that removes it. Fails if the moment
+    /// `remove_at` is past. The error then contains the callback. The caller drops the callback
+    /// after unlocking, because the callback contains the key, and dropping a key can run user
+    /// code.
     pub(super) fn new(
         peer: &Peer<T, M>,
         remove_at: Moment,

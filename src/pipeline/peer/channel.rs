@@ -35,9 +35,9 @@ pub(super) struct Channel<T, M> {
 
 pub(super) struct Queues<T, M> {
     pub(super) items: VecDeque<Item<T>>,
-    /// The number of permits to return later: those of items that were taken, and those that were
-    /// withdrawn at the high mark. They are not returned while the output counts as above its mark
-    /// (see `crossings`).
+    /// The number of permits to return to `room` once the output no longer counts as above its mark
+    /// (see `crossings`). Some were the permits of items that the engine has taken. The others were
+    /// free permits, withdrawn when the output rose to the high mark.
     room_held_back: usize,
     /// Tasks that wait until the output up to a position is flushed.
     pub(super) flushes: VecDeque<(u64, oneshot::Sender<()>)>,
