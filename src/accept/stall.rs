@@ -62,8 +62,8 @@ impl Stall {
         Poll::Ready(())
     }
 
-    /// Ends the wait early. Called when a connection has ended: it has released resources, such as
-    /// its file descriptor, so the next accept may succeed.
+    /// Ends the wait early. Called when a connection has ended. The connection has released
+    /// resources, such as its file descriptor, so the next accept may succeed.
     pub(crate) fn hurry(&mut self) {
         self.sleep = None;
     }

@@ -10,8 +10,8 @@ pub enum ConnectionPhase {
     /// The connection's service runs.
     Serving,
     /// The service runs but should finish: the server drains, the connection has reached its
-    /// maximum age, or the program closed it. Over HTTP, also after a panic. Over HTTP/1, also
-    /// after a body timeout.
+    /// maximum age, or the program closed it. An HTTP connection is also in this phase after a
+    /// panic, and an HTTP/1 connection also after a body timeout.
     Draining,
     /// The service is done. The connection writes the remaining output, shuts down writing, and
     /// lingers.

@@ -30,10 +30,11 @@ use crate::error::BoxError;
 ///
 /// To end a connection at a deadline, the layer drops the service's future, and the stream with it.
 /// So keep the stream in the service's future. If the service moves the stream to another task,
-/// that task still has it after the deadline. In that case, the layer may also enforce deadlines
-/// late, because the other task's reads and writes do not wake it. It then reads the counters only
-/// when a deadline may have passed. So the times of `idle`, `write` and `min_rate` may begin late,
-/// by as much as the time of `first_byte` or of `idle`.
+/// that task still has the stream after the deadline. In that case, the layer may also enforce
+/// deadlines late. The other task's reads and writes do not wake the layer, so it reads the
+/// counters only when a deadline may have passed. The periods of `idle`, `write` and `min_rate` may
+/// therefore begin late, by as much as the period of `first_byte` or `idle`. If either of these two
+/// is `None`, `idle`, `write` and `min_rate` may never be enforced.
 ///
 /// If the service abandons a write, for example at a timeout of its own, the write counts as
 /// pending until the next write or flush completes. The layer cannot distinguish it from a write

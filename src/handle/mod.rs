@@ -229,8 +229,9 @@ impl Handle {
     /// Begins the lame-duck phase: the server serves as before, but [`phase`](Self::phase) shows
     /// that it will shut down. With
     /// [`lame_duck_closes_listener`](crate::ServerBuilder::lame_duck_closes_listener), it also
-    /// refuses new connections. The phase lasts until a shutdown begins, but at least for the time
-    /// of [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). It ends earlier if
+    /// refuses new connections. The phase lasts until a shutdown is requested, for example by
+    /// [`shutdown`](Self::shutdown), but at least for the time of
+    /// [`ServerBuilder::lame_duck`](crate::ServerBuilder::lame_duck). It ends earlier if
     /// [`drain`](Self::drain) or [`abort`](Self::abort) is called, if a deadline of
     /// [`shutdown_within`](Self::shutdown_within) is reached first, or if accepting fails with an
     /// error that ends the server.

@@ -131,8 +131,8 @@ struct State<S: Session<E>, E> {
 
 type Guard<S, E> = OwnedMutexGuard<State<S, E>>;
 type Answer<S, E> = Result<<S as Session<E>>::Reply, <S as Session<E>>::Error>;
-/// A call. It returns its result together with the guard of the state, so that the call's memory
-/// can be stored in the state.
+/// The future of a call, in memory that later calls reuse. Its output is the result, and the guard
+/// through which [`SessionFuture`] stores that memory in the state.
 type Call<S, E> = ReusableBoxFuture<'static, (Answer<S, E>, Guard<S, E>)>;
 
 impl<S: Session<E>, E> SessionService<S, E> {

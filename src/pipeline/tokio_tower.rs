@@ -216,7 +216,7 @@ where
 #[pin_project(project = CallProjection)]
 enum Call<F> {
     Begun(#[pin] F),
-    /// The call panicked when it began, or its result was taken.
+    /// `Some` if the call panicked when it began. `None` once the result has been returned.
     Done(Option<Panicked>),
 }
 

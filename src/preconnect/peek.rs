@@ -212,8 +212,8 @@ fn ended_by(err: io::Error) -> ConnectionEnded {
 }
 
 /// Reads until the detector decides, `bytes` bytes have arrived, or the stream ends. If the
-/// protocol is unknown, the inner result is an error. A hook that refuses unknown protocols ends
-/// the connection with this error.
+/// protocol is not detected, the inner result is the error with which a hook that refuses unknown
+/// protocols ends the connection.
 async fn find<Io: AsyncRead + Unpin, F>(
     io: &mut Io,
     first: &mut BytesMut,

@@ -23,12 +23,12 @@ pub(super) fn split(block: &Bytes) -> Result<Vec<(u8, Bytes)>, Error> {
     Ok(tlvs)
 }
 
-/// Returns the first value of this type.
+/// Returns the value of the first TLV of type `kind`.
 pub(super) fn first(tlvs: &[(u8, Bytes)], kind: u8) -> Option<&Bytes> {
     tlvs.iter().find(|tlv| tlv.0 == kind).map(|tlv| &tlv.1)
 }
 
-/// Returns the first value of this type, if it is text.
+/// Returns the value of the first TLV of type `kind`, if the value is UTF-8.
 pub(super) fn text(tlvs: &[(u8, Bytes)], kind: u8) -> Option<&str> {
     first(tlvs, kind).and_then(|value| str::from_utf8(value).ok())
 }

@@ -104,9 +104,9 @@ where
 ///
 /// A TLS 1.3 server writes session tickets at the end of the handshake. On a Unix socket or a pipe
 /// this write fails if the peer has closed, although the peer's request may already have arrived.
-/// So a failed write does not end the handshake at once, but from then on all output is discarded.
-/// The handshake completes if the peer has already sent its part. Otherwise the handshake ends with
-/// the error of the write.
+/// So after a failed write, the handshake continues, but all output is discarded. It completes if
+/// all remaining handshake messages of the peer have already arrived. Otherwise it ends with the
+/// error of the write.
 async fn complete<Io>(stream: &mut TlsStream<Io>) -> io::Result<()>
 where
     Io: AsyncRead + AsyncWrite + Unpin,

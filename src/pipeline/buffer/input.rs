@@ -78,8 +78,8 @@ impl Input {
     }
 
     /// Makes room for `more` bytes. A new buffer is twice as large as the content, but at most
-    /// `max_frame`, because an almost complete frame does not need room for a second one. If that
-    /// is too small for the content and the `more` bytes, the new buffer fits them exactly.
+    /// `max_frame`, because an almost complete frame does not need room for a second one. If this
+    /// size is too small for the content plus `more` bytes, the new buffer has exactly their size.
     fn reserve(&mut self, more: usize, max_frame: usize) {
         let len = self.buf.len();
         if self.buf.capacity() - len >= more {

@@ -50,9 +50,9 @@ pub(super) struct Queues<T, M> {
     pub(super) marks: Watermarks,
     /// The current idle deadline of the connection.
     pub(super) idle: Option<Duration>,
-    /// The state that the last call of [`has_stalled`](Self::has_stalled) stored. `None` if the
-    /// output was not above its mark at that call, or if there was no call. A broadcast calls that
-    /// method only for a slow peer, so the value can remain after the output has fallen.
+    /// Stored by the last call of [`has_stalled`](Self::has_stalled). `None` if the output was not
+    /// above its mark at that call, or if there was no call. Only a broadcast to a slow peer calls
+    /// that method, so this may still be `Some` after the output has fallen to the low mark.
     stall: Option<Stall>,
     /// The number of times that the output crossed a mark. The output counts as *above its mark*
     /// from when it rises to the high mark until it falls to the low mark. The two marks are

@@ -59,8 +59,8 @@ impl<T, M> EngineSide<T, M> {
     /// Takes the next pushed frames, and the flush requests before them. These requests are done
     /// once the output up to `position` is flushed.
     ///
-    /// If the queue is then empty, the call also gives the senders back the permits of all items
-    /// taken so far, as [`return_permits`](Self::return_permits) does. If the result is a
+    /// If the queue is then empty, the call also gives the permits of all items taken so far back
+    /// to the senders, as [`return_permits`](Self::return_permits) does. If the result is a
     /// [`Taken::Several`], however, no permits are given back, because those frames may still be
     /// [put back](Self::put_back). A later `take` or `return_permits` gives back the permits that
     /// this call does not.
@@ -102,8 +102,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Gives the senders back the permits of the items taken so far. Does nothing while the output
-    /// counts as above its mark (see `Queues::crossings`).
+    /// Gives the permits of the items taken so far back to the senders. Does nothing while the
+    /// output counts as above its mark (see `Queues::crossings`).
     pub(in crate::pipeline) fn return_permits(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
