@@ -9,7 +9,7 @@ use tokio::time::{Instant, Sleep};
 const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The number of failures, counted since the last successful accept, that are retried at once.
+/// The number of failures since the last successful accept that are retried immediately.
 const RETRIES: u32 = 16;
 
 /// Waits after failed accepts: first 5 ms, then twice as long each time, up to 1 s. A stall lasts
@@ -46,8 +46,8 @@ impl Stall {
         !std::mem::replace(&mut self.logged, true)
     }
 
-    /// Counts a failure that can be retried at once. Returns `true` if there were more than 16 such
-    /// failures since the last successful accept. The caller must then back off.
+    /// Counts a failure that can be retried immediately. Returns `true` if there were more than 16
+    /// such failures since the last successful accept. The caller must then back off.
     pub(crate) fn retry(&mut self) -> bool {
         self.retries += 1;
         self.retries > RETRIES

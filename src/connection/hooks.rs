@@ -56,7 +56,7 @@ pub(super) struct Hooks {
     slots: Slots,
     added: u64,
     empty: u32,
-    /// Closing has begun, so the callbacks for that moment have been taken.
+    /// `true` once the callbacks for [`Moment::Closing`] have been taken.
     closing: bool,
 }
 

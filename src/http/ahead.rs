@@ -1,9 +1,9 @@
 //! Reads some input ahead of hyper. The first bytes of a request are read before hyper is set up.
 //! While a request is answered, later input is read to notice that the peer disconnects.
 //!
-//! hyper's own detection of a disconnect is off, because this crate sets hyper's `half_close`. That
-//! detection does not see an end of input behind unparsed bytes, and it would cancel the request of
-//! a peer that has only finished sending.
+//! This crate sets hyper's `half_close`, which turns off hyper's own detection of a disconnect.
+//! That detection does not see an end of input behind unparsed bytes. It would also cancel the
+//! request of a peer that has finished sending and still waits for its response.
 
 use std::io;
 use std::mem::MaybeUninit;

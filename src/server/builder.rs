@@ -21,10 +21,10 @@ use crate::handle::{Handle, Plan};
 /// | [`name`](Self::name) | none | a process with one server needs none |
 /// | [`limit`](Self::limit) | 10,000 connections | bounds the memory of connections |
 /// | [`shutdown_deadline`](Self::shutdown_deadline) | 30 s | the default grace period of Kubernetes |
-/// | [`lame_duck`](Self::lame_duck) | zero | only load balancers that poll need it |
+/// | [`lame_duck`](Self::lame_duck) | zero | only a load balancer that polls the server needs it |
 /// | [`lame_duck_closes_listener`](Self::lame_duck_closes_listener) | off | a closed listener refuses connections that a balancer still sends |
 /// | [`address_filter`](Self::address_filter) | none | only the program knows which addresses are unwelcome |
-/// | [`on_accept_error`](Self::on_accept_error) | [`classify`](crate::accept::classify) | it knows the errors of accept(2) that pass by themselves |
+/// | [`on_accept_error`](Self::on_accept_error) | [`classify`](crate::accept::classify) | it stops the server only if the listener is closed |
 /// | [`workers`](Self::workers), [`runtimes`](Self::runtimes) | zero, none | a multi-thread runtime suits most programs |
 /// | [`socket_options`](Self::socket_options) | see [`SocketOptions`] | |
 #[must_use = "a builder does nothing until it binds"]
@@ -119,8 +119,8 @@ impl ServerBuilder {
     /// [`LameDuck`](crate::ServerPhase::LameDuck), so that a readiness check can tell load
     /// balancers to send no more connections.
     ///
-    /// Default: zero. Why: only a load balancer that polls needs the phase. When reached:
-    /// connections drain, and the listener closes.
+    /// Default: zero. Why: only a load balancer that polls the server needs the phase. When
+    /// reached: connections drain, and the listener closes.
     ///
     /// A balancer notices the phase after the interval of its checks times the number of failed
     /// checks that it waits for. Choose a longer time. The page [`balancers`](crate::balancers)

@@ -70,9 +70,9 @@ impl Serve {
         self
     }
 
-    /// Moves the server into a task if this future is polled outside a task, on a thread that is
-    /// not one of the runtime's workers. A current-thread runtime has no workers, so nothing is
-    /// moved there.
+    /// Moves the server into a task of a multi-thread runtime if this future is polled outside a
+    /// task, on a thread that is not one of the runtime's workers. Does not move the server if the
+    /// runtime is a current-thread runtime, because such a runtime has no workers.
     fn begin(&mut self) {
         if let Ok(runtime) = Handle::try_current()
             && runtime.runtime_flavor() == RuntimeFlavor::MultiThread

@@ -52,7 +52,7 @@ struct Worker {
     seats: Weak<()>,
 }
 
-/// The runtime chosen for one connection, and a reference that counts the connection there.
+/// The place of one connection on the runtime that was chosen for it.
 pub(super) struct Seat {
     pub(super) runtime: Handle,
     /// Held while the connection runs, so that it is counted on its runtime.

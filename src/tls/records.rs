@@ -72,7 +72,7 @@ impl Records {
         self.is_ended
     }
 
-    /// Returns the size of the buffers for input.
+    /// Returns the capacity of the buffers for input, in bytes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         self.partial.capacity() + self.plain.capacity()
