@@ -5,6 +5,8 @@
 mod certificates;
 mod support;
 
+use std::future::pending;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,6 +114,37 @@ async fn a_raw_connection_whose_peer_takes_nothing_is_cut_off() {
 
     assert_eq!(begun.elapsed(), 30 * SECOND);
     drop(client);
+}
+
+/// The layer is not woken by what the task does.
+#[tokio::test(start_paused = true)]
+async fn deadlines_of_a_stream_in_another_task_end_it_a_quarter_late_at_most() {
+    let one_by_one = Deadlines::default().first_byte(None).idle(None).write(None);
+    for (deadlines, reply, reason) in [
+        (
+            one_by_one.clone().write(20 * SECOND),
+            1 << 20,
+            EndReason::WriteTimeout,
+        ),
+        (one_by_one.idle(20 * SECOND), 1, EndReason::IdleTimeout),
+    ] {
+        let in_a_task = service_fn(move |mut conn: Connection<DuplexStream>| {
+            tokio::spawn(async move {
+                conn.write_all(&vec![b'x'; reply]).await?;
+                pending::<io::Result<()>>().await
+            });
+            pending::<Result<(), BoxError>>()
+        });
+        let served = serve(layer(deadlines).layer(in_a_task));
+        let client = served.client().await;
+        let begun = Instant::now();
+
+        assert_eq!(served.reason().await, reason);
+
+        let time = begun.elapsed();
+        assert!((20 * SECOND..=25 * SECOND).contains(&time), "{time:?}");
+        drop(client);
+    }
 }
 
 #[tokio::test(start_paused = true)]

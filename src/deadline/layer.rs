@@ -30,11 +30,9 @@ use crate::error::BoxError;
 ///
 /// To end a connection at a deadline, the layer drops the service's future, and the stream with it.
 /// So keep the stream in the service's future. If the service moves the stream to another task,
-/// that task still has the stream after the deadline. In that case, the layer may also enforce
-/// deadlines late. The other task's reads and writes do not wake the layer, so it reads the
-/// counters only when a deadline may have passed. The periods of `idle`, `write` and `min_rate` may
-/// therefore begin late, by as much as the period of `first_byte` or `idle`. If either of these two
-/// is `None`, `idle`, `write` and `min_rate` may never be enforced.
+/// that task still has the stream after the deadline. The other task's reads and writes do not wake
+/// the layer, so it checks the counters four times per deadline. A deadline may then be enforced
+/// late, by at most about a quarter of its time.
 ///
 /// If the service abandons a write, for example at a timeout of its own, the write counts as
 /// pending until the next write or flush completes. The layer cannot distinguish it from a write

@@ -15,17 +15,16 @@ use crate::signals::Signal;
 /// The current user of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Borrower {
-    /// A raw service. It usually runs in the connection's own task, so whatever wakes the service
-    /// also polls the watch.
+    /// A raw service, which may have moved the stream to another task.
     Service,
-    /// The task that received an upgraded stream. Its reads and writes do not wake the watch, so
-    /// the byte counters are checked [`LOOKS`] times per deadline, and per window of `min_rate`.
+    /// The task that received an upgraded stream.
     Upgraded,
 }
 
-/// The number of checks per deadline of an upgraded stream, and per window of its `min_rate`. In
-/// HTTP/2, this is also the number of checks per write deadline. So a connection ends late by at
-/// most about a quarter of the deadline, or by 1 ms if that is more.
+/// The number of checks per deadline, and per window of `min_rate`. The reads and writes of another
+/// task do not wake the watch, so it checks the byte counters. In HTTP/2, this is also the number
+/// of checks per write deadline. So a connection ends late by at most about a quarter of the
+/// deadline, or by 1 ms if that is more.
 const LOOKS: u32 = 4;
 
 /// Returns the time between two checks for a deadline.
@@ -165,8 +164,7 @@ impl Watch {
                 },
         } = *deadlines;
         let (moved, since) = self.moved;
-        let upgraded = self.borrower == Borrower::Upgraded;
-        let (rest, reason) = if upgraded {
+        let (rest, reason) = if self.borrower == Borrower::Upgraded {
             (upgraded_idle, EndReason::IdleTimeout)
         } else if moved == self.before {
             (first_byte, EndReason::FirstByteTimeout)
@@ -174,7 +172,7 @@ impl Watch {
             (idle, EndReason::IdleTimeout)
         };
         let look = |time: Option<Duration>| {
-            let time = time.filter(|time| upgraded && !time.is_zero())?;
+            let time = time.filter(|time| !time.is_zero())?;
             due(now, between_looks(time), Alarm::Look)
         };
         first([
