@@ -137,6 +137,15 @@ async fn without_workers_connections_run_where_the_server_does() {
 }
 
 #[tokio::test]
+async fn a_servers_name_may_contain_what_a_threads_name_may_not() {
+    let builder = Server::builder().name("w\0x").workers(1);
+    let server = start(builder, pipeline()).await;
+
+    assert_eq!(server.handle.name(), Some("w\0x"));
+    assert_eq!(server.connect().await.ask("who").await, "wx-0");
+}
+
+#[tokio::test]
 async fn each_worker_is_given_its_share() {
     let server = start(builder(3), pipeline()).await;
 

@@ -57,7 +57,8 @@ impl Default for ServerBuilder {
 impl ServerBuilder {
     /// Sets the server's name, which [`Handle::name`] returns. The name is the value of the
     /// attribute `server.name` in the server's metrics, and the prefix of the names of the threads
-    /// that the server starts ([`workers`](Self::workers)).
+    /// that the server starts ([`workers`](Self::workers)), without NUL characters, which a
+    /// thread's name cannot contain.
     ///
     /// Default: none. The threads are then named `tower-tcp-0`, `tower-tcp-1` and so on.
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {

@@ -76,8 +76,10 @@ impl Workers {
         };
         match runtimes {
             Runtimes::Own(count) => {
+                // The standard library panics at a thread's name with a NUL byte.
+                let name = name.unwrap_or("tower-tcp").replace('\0', "");
                 for number in 0..count {
-                    let name = format!("{}-{number}", name.unwrap_or("tower-tcp"));
+                    let name = format!("{name}-{number}");
                     let worker = Worker::start(name, stop.clone(), running.clone()).await?;
                     workers.all.push(worker);
                 }
