@@ -26,6 +26,9 @@ pub(crate) enum Signal {
     Abort = 4,
 }
 
+/// Flag beside the signals: the server has raised [`Signal::Abort`], because it ends.
+const CUT_OFF: u8 = 8;
+
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
 /// There is one waker for the connection's task, and one for its hooks, pipeline or HTTP service,
@@ -65,8 +68,26 @@ impl Signals {
 
     /// Raises a signal. Returns `false` if it was raised before.
     pub(crate) fn raise(&self, signal: Signal) -> bool {
-        let before = self.raised.fetch_or(signal as u8, Ordering::AcqRel);
-        let new = before & signal as u8 == 0;
+        self.raise_with(signal, 0)
+    }
+
+    /// Raises [`Signal::Abort`], because the server ends. Does nothing if it was raised before.
+    pub(crate) fn cut_off(&self) {
+        self.raise_with(Signal::Abort, CUT_OFF);
+    }
+
+    /// Returns whether [`cut_off`](Self::cut_off) has raised [`Signal::Abort`].
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.raised.load(Ordering::Acquire) & CUT_OFF != 0
+    }
+
+    fn raise_with(&self, signal: Signal, flag: u8) -> bool {
+        let raise = |raised: u8| {
+            let new = raised & signal as u8 == 0;
+            new.then_some(raised | signal as u8 | flag)
+        };
+        let (set, fetch) = (Ordering::AcqRel, Ordering::Acquire);
+        let new = self.raised.fetch_update(set, fetch, raise).is_ok();
         if new {
             // The connection's task itself reacts only to `Abort`.
             if signal == Signal::Abort {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use process::soon;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -24,7 +24,8 @@ use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
 use tower_tcp::bind::{Endpoint, Incoming, Listener, Socket};
-use tower_tcp::{Address, Connection, ConnectionService, Error, Serve, Server};
+use tower_tcp::testkit::memory;
+use tower_tcp::{Address, BoxError, Connection, ConnectionService, Error, Serve, Server};
 use tracing::{Instrument, Span, info_span};
 
 #[path = "support/process.rs"]
@@ -156,6 +157,40 @@ fn a_dropped_future_has_closed_the_listener_and_ends_the_connections() {
             (server, _) = bound(addr).await;
             end(client).await;
             soon("the report", handle.closed()).await;
+        }
+    });
+}
+
+/// Connections that leave the table on other threads, while the report is made, count once.
+#[test]
+fn the_report_of_a_dropped_future_counts_each_connection_once() {
+    const CLIENTS: usize = 100;
+    workers().block_on(async {
+        for round in 0..200 {
+            let (listener, connector) = memory();
+            let server = Server::from_listener(listener);
+            let handle = server.handle();
+            let stack = service_fn(|conn: Connection<DuplexStream>| async move {
+                let _conn = conn;
+                pending::<Result<(), BoxError>>().await
+            });
+            let mut serve = server.serve(stack);
+            let mut clients = Vec::new();
+            let connect = pin!(async {
+                for _ in 0..CLIENTS {
+                    clients.push(connector.connect().await.expect("it listens"));
+                }
+                while handle.live() < CLIENTS {
+                    tokio::task::yield_now().await;
+                }
+            });
+            let connected = soon("the connections", select(&mut serve, connect)).await;
+            assert!(matches!(connected, Either::Right(_)), "it does not end");
+
+            drop(serve);
+
+            let report = soon("the report", handle.closed()).await;
+            assert_eq!((report.drained, report.aborted), (0, CLIENTS), "{round}");
         }
     });
 }

@@ -234,6 +234,13 @@ impl Life {
         self.signals.raise(Signal::Abort)
     }
 
+    /// Does the same as [`abort`](Self::abort), because the server ends. Unless the connection was
+    /// aborted before, the server's report counts it as aborted.
+    pub(crate) fn cut_off(&self, reason: EndReason) {
+        self.ended(reason.into());
+        self.signals.cut_off();
+    }
+
     /// Records that closing begins: the service is done, and its remaining output is still to be
     /// written. Runs the callbacks for that moment. A second call does nothing.
     pub(crate) fn begin_closing(&self) {

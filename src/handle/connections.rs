@@ -16,6 +16,7 @@ impl ServerState {
     pub(crate) fn enter(&self, life: &Arc<Life>) {
         #[cfg(feature = "metrics")]
         self.count_accept();
+        self.entered.fetch_add(1, Ordering::AcqRel);
         self.table.live.fetch_add(1, Ordering::AcqRel);
         let id = life.origin.id;
         self.table.shard(id).insert(Entry(Arc::clone(life)));
@@ -32,18 +33,7 @@ impl ServerState {
         if was_in {
             #[cfg(feature = "metrics")]
             self.count_end(life);
-            if self.phase() >= Phase::Draining {
-                self.left.fetch_add(1, Ordering::AcqRel);
-                // An aborted connection does not count as timed out, even if it was about to end at
-                // a deadline. `SlowReader` is an exception, because a broadcast aborts the
-                // connection of a slow peer with this reason.
-                let reason = life.end().map(|end| end.reason());
-                let is_aborted = life.signals.is_raised(Signal::Abort);
-                let timed_out = reason.is_some_and(|reason| {
-                    reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
-                });
-                self.timed_out.fetch_add(timed_out.into(), Ordering::AcqRel);
-            }
+            self.count_left(life);
             // These two accesses, and those in `watch_ends` and `live`, are sequentially
             // consistent, so the loop cannot miss the end of the last connection: either the loop
             // sees the new count, or this code sees that the loop watches.
@@ -52,6 +42,27 @@ impl ServerState {
                 self.server.wake();
             }
         }
+    }
+
+    fn count_left(&self, life: &Life) {
+        // An aborted connection does not count as timed out, even if it was about to end at a
+        // deadline. `SlowReader` is an exception, because a broadcast aborts the connection of a
+        // slow peer with this reason.
+        let reason = life.end().map(|end| end.reason());
+        let is_aborted = life.signals.is_raised(Signal::Abort);
+        let timed_out = reason.is_some_and(|reason| {
+            reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
+        });
+        let count = if self.phase() < Phase::Draining {
+            &self.left_before
+        } else if timed_out {
+            &self.timed_out
+        } else if life.signals.is_cut_off() {
+            return;
+        } else {
+            &self.drained
+        };
+        count.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Sets whether the end of a connection wakes the server's loop. The loop needs to be woken
@@ -68,42 +79,37 @@ impl ServerState {
             Phase::Draining => {
                 life.signals.raise(Signal::Drain);
             }
-            Phase::Aborting => self.abort(life, EndReason::Killed),
-        }
-    }
-
-    fn abort(&self, life: &Life, reason: EndReason) {
-        // A connection whose end is final may still be in the table. It is not aborted.
-        if life.end().is_some() || !life.abort(reason) {
-            return;
-        }
-        // `leave` counts a slow reader, even one whose stack has not completed at the abort.
-        let reason = life.proposed().map(|ended| ended.reason());
-        if reason != Some(EndReason::SlowReader) {
-            self.cut_off.fetch_add(1, Ordering::AcqRel);
+            Phase::Aborting => cut_off(life, EndReason::Killed),
         }
     }
 
     /// Aborts every open connection.
     pub(crate) fn cut_off(&self, reason: EndReason) {
-        self.table.all().for_each(|life| self.abort(&life, reason));
+        self.table.all().for_each(|life| cut_off(&life, reason));
     }
 
     /// Returns the result of the shutdown. The first call computes the report from counters, and
-    /// later calls return the same report. The code that aborts or ends a connection updates the
-    /// counters. The server's loop does not, because some connections end before it runs again.
+    /// later calls return the same report. The code that adds a connection to the table or removes
+    /// it updates the counters. The server's loop does not, because some connections end before it
+    /// runs again.
+    ///
+    /// Every connection that is not counted as drained or timed out is aborted. Aborted connections
+    /// are not counted themselves, because other threads may still abort and remove them while the
+    /// report is made.
     pub(crate) fn report(&self, duration: Duration) -> Report {
-        let seen = self.live() + self.left.load(Ordering::Acquire);
+        let drained = self.drained.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);
-        let aborted = self.cut_off.load(Ordering::Acquire);
+        let left_before = self.left_before.load(Ordering::Acquire);
+        let entered = self.entered.load(Ordering::Acquire);
+        let seen = entered.wrapping_sub(left_before);
         let report = *self
             .report
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(Report {
-                drained: seen.saturating_sub(aborted + timed_out),
+                drained,
                 timed_out,
-                aborted,
+                aborted: seen.saturating_sub(drained + timed_out),
                 duration,
             });
         self.advanced.notify_waiters();
@@ -112,5 +118,13 @@ impl ServerState {
 
     pub(super) fn reported(&self) -> Option<Report> {
         *self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Aborts a connection because the server does not wait for it any longer.
+fn cut_off(life: &Life, reason: EndReason) {
+    // A connection whose end is final may still be in the table. It is not aborted.
+    if life.end().is_none() {
+        life.cut_off(reason);
     }
 }

@@ -50,13 +50,16 @@ pub(crate) struct ServerState {
     watched: AtomicBool,
     plan: Mutex<Plan>,
     table: Table,
-    /// The number of connections that have ended since the drain began.
-    left: AtomicUsize,
-    /// The number of connections in `left` that ended at one of their own deadlines, or because
-    /// their peer was too slow for a broadcast.
+    /// The number of connections that have entered the table. Wraps around.
+    entered: AtomicUsize,
+    /// The number of connections that left the table before the drain began. Wraps around.
+    left_before: AtomicUsize,
+    /// The number of connections that have left the table since the drain began, and that neither
+    /// timed out nor were aborted by the server.
+    drained: AtomicUsize,
+    /// The number of connections that have left the table since the drain began, and that ended at
+    /// one of their own deadlines, or because their peer was too slow for a broadcast.
     timed_out: AtomicUsize,
-    /// The number of connections that the server has aborted.
-    cut_off: AtomicUsize,
     #[cfg(feature = "metrics")]
     counts: metrics::Counts,
     /// The waker of the server's loop, to wake when this state changes.
@@ -88,9 +91,10 @@ impl Handle {
             watched: AtomicBool::new(false),
             plan: Mutex::new(plan),
             table: Table::default(),
-            left: AtomicUsize::new(0),
+            entered: AtomicUsize::new(0),
+            left_before: AtomicUsize::new(0),
+            drained: AtomicUsize::new(0),
             timed_out: AtomicUsize::new(0),
-            cut_off: AtomicUsize::new(0),
             server: AtomicWaker::new(),
             report: Mutex::new(None),
             advanced: Notify::new(),
