@@ -304,6 +304,29 @@ async fn i4_a_process_that_is_killed_as_it_drains_is_not_missed() {
     assert_eq!(server.first.so_far(&["process.replaced"]).len(), 2);
 }
 
+#[tokio::test]
+async fn a_process_that_is_killed_before_the_new_one_has_bound_is_not_missed() {
+    let mut server = Restarted::start(&["127.0.0.1:0"], &[]).await;
+    let old = Latest(Some(server.first.pid()));
+    let [pid, on] = ["pid", "on"].map(|name| server.dir.path().join(name));
+    let script = format!(
+        "echo $$ >{}; until [ -e {} ]; do sleep 0.01; done; exec {} \"$@\"",
+        pid.display(),
+        on.display(),
+        path("restart").display()
+    );
+    server.install(&script);
+    old.signal(Signal::HUP);
+    server.latest.0 = Some(soon("the new process", written_pid(pid)).await);
+
+    old.signal(Signal::KILL);
+    gone(old.0.unwrap()).await;
+    fs::write(on, "").unwrap();
+
+    let mut client = Client::connect(server.addr()).await;
+    assert_eq!(client.ask("after").await, "after");
+}
+
 // Within this process, with a new process of this very program
 
 /// Sends a line to a Unix socket, and returns the reply.

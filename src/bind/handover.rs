@@ -33,7 +33,8 @@ use super::unix::OwnPath;
 
 /// The variable that contains the process ID of the old process. Children of the new process
 /// inherit the variable, too. They ignore it, because it does not contain the ID of their own
-/// parent.
+/// parent. If the old process has ended, it is no longer the parent of the new process either. The
+/// new process then recognizes its stream by the closed other end.
 const REPLACES: &str = "TOWER_TCP_REPLACES";
 /// The prefix of the variables that describe the passed sockets. The socket's index follows the
 /// prefix. The value has three parts: the number of the endpoint; `1` if a supervisor keeps the
@@ -183,7 +184,7 @@ enum Stage {
 impl Replacing {
     fn from_env() -> Option<Self> {
         let old: u32 = env::var(REPLACES).ok()?.parse().ok()?;
-        if old != parent_id() {
+        if old != parent_id() && !passed::last_is_closed_unix() {
             return None;
         }
         let (count, stream) = passed::take_last_unix()?;

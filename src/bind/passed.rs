@@ -7,6 +7,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::{mem, process};
 
 use listenfd::ListenFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 use thiserror::Error;
 
@@ -223,6 +224,21 @@ pub(super) fn take(which: &Passed) -> Result<Vec<Opened>, PassedError> {
 /// Takes the socket with this index among the passed descriptors.
 pub(super) fn take_at(at: usize) -> Result<Socket, PassedError> {
     lock()?.take_at(at)
+}
+
+/// Returns whether the last descriptor is a Unix socket whose other end is closed.
+pub(super) fn last_is_closed_unix() -> bool {
+    let Ok(passed) = lock() else {
+        return false;
+    };
+    let Some(Slot::Socket(stream)) = passed.slots.last() else {
+        return false;
+    };
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let polled = poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok()
+        && fds[0].revents().contains(PollFlags::HUP)
+        && stream.local_addr().is_ok_and(|local| local.is_unix())
 }
 
 /// Takes the last descriptor, which the caller expects to be a connected Unix socket, and returns
