@@ -1116,6 +1116,43 @@ async fn a_server_whose_address_is_taken_meanwhile_tries_again_until_it_is_free(
 }
 
 #[tokio::test]
+async fn a_server_that_cannot_listen_at_one_address_again_listens_at_none() {
+    let (asked, mut errors) = mpsc::channel(8);
+    let policy = move |err: &io::Error| {
+        let _enough_were_seen = asked.try_send(err.kind());
+        classify(err)
+    };
+    let (handle, served) = suspendable(["127.0.0.1:0", "127.0.0.1:0"], |server| {
+        server.on_accept_error(policy)
+    })
+    .await;
+    let addrs: Vec<_> = handle
+        .local_addrs()
+        .iter()
+        .filter_map(Address::tcp)
+        .collect();
+    handle.suspend();
+    listens(&handle, 0).await;
+    let other = TcpListener::bind(addrs[1]).await.unwrap();
+
+    handle.resume();
+
+    // By now, the server waits for 160 ms before it tries again.
+    for _ in 0..6 {
+        assert_eq!(soon(errors.recv()).await, Some(io::ErrorKind::AddrInUse));
+    }
+    let refused = TcpStream::connect(addrs[0]).await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    drop(other);
+    listens(&handle, 2).await;
+    for addr in addrs {
+        echoes(TcpStream::connect(addr).await.unwrap()).await;
+    }
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_suspended_server_ends_without_listening_again() {
     let (handle, served) = suspendable(["127.0.0.1:0"], |server| {
         server.lame_duck(Duration::from_millis(20))

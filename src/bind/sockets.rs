@@ -232,6 +232,14 @@ impl Listener for Sockets {
     }
 
     fn resume(&mut self) -> io::Result<()> {
+        let open = |Suspended { place, endpoint }: &Suspended| {
+            let (name, number) = endpoint.clone();
+            Source::new(place.open(&self.options)?, Some(name), number)
+        };
+        // All sockets are opened, or none. Nobody would accept the clients of one that is open
+        // while another one cannot be opened.
+        let opened: Vec<_> = self.suspended.iter().map(open).collect::<io::Result<_>>()?;
+        self.suspended.clear();
         for source in &self.sources {
             source
                 .socket
@@ -239,12 +247,7 @@ impl Listener for Sockets {
                 .released
                 .store(false, Ordering::Relaxed);
         }
-        while let Some(Suspended { place, endpoint }) = self.suspended.first() {
-            let (name, number) = endpoint.clone();
-            let opened = place.open(&self.options)?;
-            self.sources.push(Source::new(opened, Some(name), number)?);
-            self.suspended.remove(0);
-        }
+        self.sources.extend(opened);
         Ok(())
     }
 }

@@ -187,8 +187,8 @@ impl Handle {
     /// Resumes accepting after [`pause`](Self::pause), and listening after
     /// [`suspend`](Self::suspend).
     ///
-    /// If the server cannot listen at its addresses again, for example because another program has
-    /// taken one, the accept-error policy decides what happens
+    /// If the server cannot listen at all of its addresses again, for example because another
+    /// program has taken one, it listens at none, and the accept-error policy decides what happens
     /// ([`ServerBuilder::on_accept_error`](crate::ServerBuilder::on_accept_error)). By default, the
     /// server logs the event `accept.stalled` and tries again, at least once a second.
     pub fn resume(&self) {
