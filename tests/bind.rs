@@ -1152,6 +1152,39 @@ async fn a_server_that_cannot_listen_at_one_address_again_listens_at_none() {
     served.await.unwrap().unwrap();
 }
 
+/// Runs `in_a_deep_folder` in a folder whose absolute path is too long for a Unix socket.
+#[test]
+fn a_suspended_server_listens_again_at_a_relative_path_in_a_deep_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(120));
+    fs::create_dir(&deep).unwrap();
+
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "in_a_deep_folder", "--ignored"])
+        .current_dir(deep)
+        .output()
+        .unwrap();
+
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "no test, but a process of another one"]
+async fn in_a_deep_folder() {
+    let (handle, served) = suspendable(["unix:socket"], |server| server).await;
+    handle.suspend();
+    listens(&handle, 0).await;
+
+    handle.resume();
+
+    listens(&handle, 1).await;
+    echoes(UnixStream::connect("socket").await.unwrap()).await;
+    handle.shutdown();
+    served.await.unwrap().unwrap();
+    assert!(!Path::new("socket").exists());
+}
+
 #[tokio::test]
 async fn a_suspended_server_ends_without_listening_again() {
     let (handle, served) = suspendable(["127.0.0.1:0"], |server| {

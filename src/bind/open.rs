@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::endpoint::{Endpoint, Target};
 #[cfg(feature = "handover")]
@@ -110,8 +110,10 @@ impl Place {
         let bound = listening.socket.local_addr().ok()?;
         match &listening.path {
             _ if listening.kept => None,
-            Some(own) => Some(Self::Path(own.path.clone())),
-            None => bound
+            // The absolute path may be too long for a socket, although the path that was bound is
+            // not.
+            Some(own) if SockAddr::unix(&own.path).is_ok() => Some(Self::Path(own.path.clone())),
+            _ => bound
                 .as_socket()
                 .map(Self::Tcp)
                 .or_else(|| Some(Self::Path(bound.as_pathname()?.to_owned())))
