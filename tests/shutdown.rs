@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
@@ -26,7 +27,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::either::Either;
 use tower::{Layer, Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
-use tower_tcp::bind::Socket;
+use tower_tcp::bind::{Socket, SocketOptions};
 use tower_tcp::deadline::{Deadlines, MinRate};
 use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Limits;
@@ -458,6 +459,41 @@ async fn h6_those_whom_the_kernel_has_connected_are_served_what_they_have_asked(
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "asked\n");
     }
+}
+
+/// The length of the default backlog is 1,024.
+#[tokio::test]
+async fn h6_those_in_a_backlog_longer_than_usual_are_served() {
+    const CLIENTS: usize = 1_100;
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    let _raised_or_not = setrlimit(Resource::Nofile, files);
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+    let is_long = most.trim().parse().is_ok_and(|most: usize| most >= CLIENTS);
+    if !is_long || files.maximum.is_some_and(|files| files < 4096) {
+        eprintln!("skipped: the system allows no such backlog, or too few files");
+        return;
+    }
+    let server = Server::builder()
+        .listen("127.0.0.1:0")
+        .socket_options(SocketOptions::default().backlog(4096))
+        .bind()
+        .await
+        .unwrap();
+    let handle = server.handle();
+    let addr = handle.local_addrs()[0].tcp().unwrap();
+    let task = tokio::spawn(server.serve(Pipeline::new(Lines::default).service(service_fn(echo))));
+    handle.pause();
+    settle().await;
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| std::net::TcpStream::connect(addr).unwrap())
+        .collect();
+
+    handle.shutdown();
+
+    let report = timeout(NET, task).await.unwrap().unwrap().unwrap();
+    assert_eq!(report.drained, CLIENTS);
+    drop(clients);
 }
 
 #[tokio::test(start_paused = true)]

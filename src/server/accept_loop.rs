@@ -22,9 +22,10 @@ use crate::signals::poll_looked;
 const TURN: usize = 16;
 
 /// The maximum number of connections accepted from the backlog before the listener is closed or
-/// suspended. It equals the default length of the backlog. Without a maximum, clients that connect
-/// meanwhile could delay the close or the suspension forever.
-const BACKLOG: usize = 1024;
+/// suspended. Systems seldom allow a longer backlog, and so many connections are accepted within
+/// about a second. Without a maximum, clients that connect meanwhile could delay the close or the
+/// suspension forever.
+const BACKLOG: usize = 65_536;
 
 pub(super) type AcceptErrorPolicy = Arc<dyn Fn(&io::Error) -> AcceptErrorAction + Send + Sync>;
 
