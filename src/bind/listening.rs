@@ -67,8 +67,8 @@ pub(super) struct Opened {
     // `OwnPath` must be dropped before the socket. Fields are dropped in this order.
     pub(super) path: Option<OwnPath>,
     pub(super) socket: Socket,
-    /// Set if the server's options were applied to this TCP socket. On Linux, accepted sockets then
-    /// inherit their options from this socket.
+    /// Set if the server's options were applied to this TCP socket. If so, accepted sockets inherit
+    /// most of these options on Linux.
     pub(super) prepared: bool,
     /// Set if a supervisor also keeps the socket open.
     pub(super) kept: bool,

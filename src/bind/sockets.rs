@@ -266,8 +266,8 @@ struct Source {
     /// need not be asked. Set when the socket is registered, and when the runtime's readiness is
     /// cleared. Cleared by an accept.
     is_news: bool,
-    /// Set if the server's options were applied to this TCP socket. On Linux, accepted sockets then
-    /// inherit their options from this socket.
+    /// Set if the server's options were applied to this TCP socket. If so, accepted sockets inherit
+    /// most of these options on Linux.
     prepared: bool,
     local: Address,
 }

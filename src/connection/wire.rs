@@ -10,7 +10,8 @@ use std::sync::{Arc, Weak};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
-/// A socket, owned only by its stream (`bind::Socket`). A [`Probe`] queries it while it is open.
+/// A socket, and the state that its stream (`bind::Socket`) shares with a [`Probe`]. The stream is
+/// the only owner, because a probe must not keep the socket open.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) family: Family,

@@ -198,10 +198,10 @@ impl EndReason {
     }
 
     /// Returns whether the connection ended at one of its own deadlines, because the peer did not
-    /// send or read in time, or the service did not answer in time.
-    /// [`SlowReader`](Self::SlowReader) and [`SlowSender`](Self::SlowSender) count, too. The
-    /// maximum age and the deadline of a shutdown do not count. Nor do deadlines without an end
-    /// reason of their own, such as `make_service` and `half_closed`.
+    /// send or read in time, or the service did not answer in time. This includes
+    /// [`SlowReader`](Self::SlowReader) and [`SlowSender`](Self::SlowSender). It does not include
+    /// the maximum age, the deadline of a shutdown, or deadlines without an end reason of their
+    /// own, such as `make_service` and `half_closed`.
     pub fn is_timeout(self) -> bool {
         matches!(
             self,

@@ -12,7 +12,8 @@ use crate::connection::Connection;
 use crate::error::BoxError;
 use crate::handle::Handle;
 
-/// The maximum time for one answer. HAProxy reads the answer at once and closes.
+/// The maximum time to send the answer and close the connection. HAProxy needs far less time,
+/// because it reads one line and closes.
 const TIME: Duration = Duration::from_secs(5);
 
 /// Answers HAProxy's [`agent-check`], as a connection service for an admin listener.

@@ -270,7 +270,7 @@ impl Drop for RequestGuard {
 /// Counts a piece of an HTTP/2 response as waiting for the peer, until this value is dropped.
 pub(super) struct Queued {
     progress: Arc<Progress>,
-    /// The number of bytes of the piece that the peer has not taken.
+    /// The number of the piece's bytes that the peer has not taken yet.
     bytes: usize,
 }
 

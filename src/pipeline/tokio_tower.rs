@@ -98,8 +98,9 @@ where
         }
     }
 
-    /// Runs calls as the head, one after the other, as long as each finishes at once. Returns an
-    /// event whose call cannot be the head, or `None` when there are no more events.
+    /// Polls the head. Whenever there is no head, the call of the next event becomes the head, and
+    /// is polled. Returns an event if its call cannot become the head, for example because there is
+    /// a head already. Returns `None` when there are no more events.
     fn poll_head(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event<C::Item, M>>> {
         let mut this = self.project();
         loop {
@@ -187,7 +188,7 @@ where
 {
     type Error = Stop;
 
-    /// Returns ready at once, because tokio-tower polls no calls while the sink is not ready. The
+    /// Always returns ready, because tokio-tower polls calls only while the sink is ready. The
     /// limit of calls in flight also limits the results that wait in the engine.
     fn poll_ready(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
         Poll::Ready(Ok(()))

@@ -32,7 +32,8 @@ mod sealed {
         fn into_next(self) -> Self::Next;
     }
 
-    /// The service that takes over the stream from a pipeline at an upgrade, or none.
+    /// The service that takes over the stream from a pipeline at an upgrade. `NoUpgrade` means that
+    /// there is none.
     pub trait Next<Io, T>: Clone + Send + 'static {
         type Answer: Answer<T>;
 

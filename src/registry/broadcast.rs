@@ -208,9 +208,10 @@ impl<T, M> Sending<T, M> {
         sending
     }
 
-    /// Sends a frame, as the first frame of a [run](Run), to all peers for which this is possible
-    /// without waiting. [`done`](Self::done) sends the frame to the other peers, outside of the
-    /// run. Also returns the run, to which later broadcasts to the same peers may add frames.
+    /// Begins a [run](Run) whose first frame is `frame`, and queues the run for each peer for which
+    /// this is possible without waiting. Calling [`done`](Self::done) on the returned `Sending`
+    /// sends the frame to the remaining peers, outside of the run. Later broadcasts to the same
+    /// peers may add frames to the returned run.
     pub(super) fn begin_run<'a>(
         frame: &T,
         merge: Option<Merge<T>>,

@@ -167,9 +167,9 @@ impl Worker {
         starting.await.map_err(ended)?
     }
 
-    /// Registers a runtime of the user. A task on the runtime holds the runtime's own strong
-    /// reference (see [`Worker::seats`]). The reference is dropped when that runtime shuts down or
-    /// the server stops.
+    /// Registers a runtime of the user. A task on the runtime holds the strong reference that
+    /// stands for the runtime (see [`Worker::seats`]). The reference is dropped when the runtime
+    /// shuts down or the server stops.
     fn enlist(runtime: Handle, stop: CancellationToken) -> Self {
         let counted = Arc::new(());
         let seats = Arc::downgrade(&counted);

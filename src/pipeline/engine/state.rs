@@ -125,7 +125,7 @@ impl State {
         });
     }
 
-    /// Returns whether a drain has begun, and requests may still be decoded.
+    /// Returns whether the connection drains and may still decode requests.
     pub(super) fn is_draining(self) -> bool {
         matches!(
             self,

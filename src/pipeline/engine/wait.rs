@@ -57,7 +57,7 @@ where
         polled
     }
 
-    /// Waits for input. Completes when anything has changed.
+    /// Waits for input. Completes when the caller must check again for an event.
     fn poll_flush_then_read(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
@@ -122,7 +122,7 @@ where
         }
     }
 
-    /// Waits while input is paused. Completes when anything has changed.
+    /// Waits while input is paused. Completes when the caller must check again for an event.
     fn poll_flush_until_resumed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let message = match self.poll_flush_before_input(cx) {
             ControlFlow::Continue(message) => message,
