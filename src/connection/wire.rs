@@ -37,8 +37,9 @@ const WROTE: u8 = 4;
 const COUNTS: u8 = 8;
 /// Flag: one read has returned the last of the counted bytes together with later bytes.
 const PASSED: u8 = 16;
-/// Flag: after reads had returned all counted bytes, another read has returned bytes. So the
-/// streams around the socket have used the counted bytes, because they read again only after that.
+/// Flag: after reads had returned all counted bytes, another read has returned bytes. This shows
+/// that the streams around the socket have passed all counted bytes on, because such a stream reads
+/// the socket again only when it has passed them on.
 const LATER: u8 = 32;
 
 #[derive(Debug)]

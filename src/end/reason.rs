@@ -73,8 +73,8 @@ end_reasons! {
     /// took longer than [`half_closed`](crate::deadline::Deadlines::half_closed).
     PeerReset = "peer_reset" by Peer,
     /// The stream ended within a frame, an HTTP/1 head, or the bytes by which a
-    /// [`Peek`](crate::preconnect::Peek) hook finds the protocol. This is also the reason if a TLS
-    /// stream ended without `close_notify`, or if a decoder's `decode_eof` failed.
+    /// [`Peek`](crate::preconnect::Peek) hook detects the protocol. This is also the reason if a
+    /// TLS stream ended without `close_notify`, or if a decoder's `decode_eof` failed.
     Truncated = "truncated" by Peer,
     /// A frame of a pipeline, or an HTTP/1 head, was larger than allowed.
     FrameTooLarge = "frame_too_large" by Peer,
@@ -99,8 +99,8 @@ end_reasons! {
     /// `Http::configure`.
     UnreadData = "unread_data" by Server,
     /// The peer read more slowly than [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate)
-    /// or [`Linger::min_rate`](crate::close::Linger::min_rate) allows, or a broadcast closed the
-    /// connection because the peer did not read.
+    /// or [`Linger::min_rate`](crate::close::Linger::min_rate) allows. This is also the reason if a
+    /// broadcast closed the connection by its policy for slow peers.
     SlowReader = "slow_reader" by Server,
     /// The peer sent the rest of a frame, an HTTP/1 head or an HTTP/2 preface more slowly than
     /// [`min_rate`](crate::deadline::Deadlines::min_rate).

@@ -228,8 +228,9 @@ fn hyper_error(
     (!is_ignored).then_some(ended)
 }
 
-/// Waits until the task of an upgrade drops the stream, and so gives it back. If a deadline passes
-/// first, takes the stream away from the task, and returns the reason to end the connection.
+/// Waits until the task of an upgrade drops the stream, and returns the stream. If a deadline
+/// passes first, takes the stream away from the task, and also returns the reason to end the
+/// connection.
 async fn returned<Io>(
     owner: Owner<Io>,
     info: &ConnectionInfo,

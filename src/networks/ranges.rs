@@ -25,7 +25,7 @@ pub(super) struct Ranges {
     before: Vec<usize>,
     /// The number of leading bits that all starts share.
     skip: u32,
-    /// The size of a bucket's number, in bits.
+    /// The number of address bits that select a bucket.
     bits: u32,
 }
 

@@ -17,9 +17,10 @@ use crate::pipeline::{Merge, Peer, Run, TrySendError};
 /// [`Wait`](Self::Wait), a slow peer delays only the return of the broadcast. No policy queues
 /// frames without limit: a connection holds output up to its [high
 /// mark](crate::pipeline::Watermarks), one more frame, and the frames in its
-/// [queue](crate::pipeline::Limits::push_queue). While a reply is a stream, the connection can hold
-/// as many frames again as the queue allows: before the reply's next frame, all queued frames are
-/// encoded, even above the high mark, and then the queue can fill again.
+/// [queue](crate::pipeline::Limits::push_queue). While a reply of several frames or of a stream is
+/// encoded, the connection can hold the frames of one more full queue: before each frame of the
+/// reply, all queued frames are encoded, even above the high mark, and then the queue can fill
+/// again.
 ///
 /// Even a peer that always reads can be above its high mark, if more is sent in a burst than it can
 /// read. A higher mark lets the peer receive more of the burst.

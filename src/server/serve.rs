@@ -181,8 +181,9 @@ impl Running {
         }
     }
 
-    /// Drops the future. If a thread is polling the future, that thread drops it after the poll. If
-    /// that is another thread, waits for the drop, for at most [`DROP_WAIT`].
+    /// Drops the future. If a thread is polling the future, that thread drops it after the poll.
+    /// Unless that thread is the caller's, this method waits for the drop, for at most
+    /// [`DROP_WAIT`].
     fn end(&self, state: &ServerState) {
         let mut slot = self.lock();
         slot.ended = true;

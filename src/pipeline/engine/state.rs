@@ -107,8 +107,8 @@ impl State {
     }
 
     /// Changes any state but `Ending` to `Upgrading`. Called after a reply that requests an
-    /// upgrade. In `Ending` the stream is not handed over, but later requests are dropped, because
-    /// nothing of this protocol may follow that reply.
+    /// upgrade. `Ending` stays, so the stream is not handed over. Later requests are dropped even
+    /// then, because nothing of this protocol may follow that reply.
     pub(super) fn upgrade(&mut self) {
         *self = match *self {
             Self::Ending(dropped) => Self::Ending(dropped.max(Dropped::Requests)),

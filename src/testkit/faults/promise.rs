@@ -31,7 +31,7 @@ pub enum Promise {
     Reason,
     /// The connection's permit is returned to the server's limit, and the server can be shut down.
     Released,
-    /// Another connection of the same server is not affected.
+    /// The faults of one connection do not affect another connection of the same server.
     Others,
     /// Errors of accept(2) change nothing.
     Accepts,
