@@ -92,7 +92,7 @@ impl Linger {
     /// Sets the minimum rate at which the peer must take the remaining output. `None` restores the
     /// default.
     ///
-    /// Default: for a raw service none; for a pipeline and HTTP their
+    /// Default: none for a raw service. A pipeline and `Http` use their
     /// [`Deadlines::min_rate`](crate::deadline::Deadlines::min_rate), which is none by default.
     /// Why: slow peers exist, and only the program knows how slow they may be. When the peer is
     /// slower: the connection ends with [`SlowReader`](EndReason::SlowReader).

@@ -66,9 +66,9 @@ impl Wire {
         self.set(WROTE, true);
     }
 
-    /// Records a read of `n` bytes. `may_leave` is set if the read may have left bytes that the
-    /// runtime does not report, because the read did not fill its buffer or was requested by
-    /// [`look`](Self::look).
+    /// Records a read of `n` bytes. `may_leave` is `true` if the read may have left bytes in the
+    /// socket that the runtime does not report. That is possible if the read returned bytes, and
+    /// either did not fill its buffer or was requested by [`look`](Self::look).
     pub(crate) fn read(&self, n: usize, may_leave: bool) {
         self.set(MAY_LEAVE, may_leave);
         let flags = self.flags.load(Ordering::Relaxed);

@@ -48,9 +48,9 @@ impl FrameTooLarge {
 ///
 /// A decoder may split one frame into many, and so return frames without consuming input: up to
 /// 65,536 in a row, or up to the number of bytes in
-/// [`max_frame`](crate::pipeline::Limits::max_frame) if that is more. While a codec around the
-/// decoder skips items, as [`FilterDecode`](crate::frame::FilterDecode) does, the decoder may
-/// return up to 1,048,576 of them in a row without consuming input.
+/// [`max_frame`](crate::pipeline::Limits::max_frame) if that is more. A codec around the decoder
+/// may skip items, as [`FilterDecode`](crate::frame::FilterDecode) does. The decoder may return up
+/// to 1,048,576 such items in a row without consuming input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the decoder returned too many frames in a row without taking input")]
 #[non_exhaustive]

@@ -184,8 +184,8 @@ where
     end(conn, ended, linger).await
 }
 
-/// Closes the stream gracefully, unless it is gone or the peer is cut off. Returns the end reason,
-/// within an error if the end has a cause.
+/// Closes the stream gracefully, unless it is gone or the peer is cut off. Returns the end reason.
+/// If the end has a cause, returns an error that contains the reason and the cause.
 async fn end<Io>(
     conn: Option<Box<Connection<Io>>>,
     ended: ConnectionEnded,

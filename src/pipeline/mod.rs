@@ -9,11 +9,11 @@
 //!
 //! The service gets requests in the order in which they arrived. `poll_ready` is called only when a
 //! request or a message has arrived. Replies are sent in the order of the requests, or, with
-//! [`Multiplexed`], as they finish. If decoding fails, the requests that were decoded before are
-//! still answered, within the deadline [`last_calls`](crate::deadline::Deadlines::last_calls). If a
-//! failed call, a failed encoding or a closing reply closes the connection, finished replies to
-//! earlier requests are still sent. With [`Multiplexed`], all finished replies are still sent.
-//! Calls that still run are dropped.
+//! [`Multiplexed`], as they finish. If decoding fails, the requests that were decoded before the
+//! failure are still answered, within the deadline
+//! [`last_calls`](crate::deadline::Deadlines::last_calls). If a failed call, a failed encoding or a
+//! closing reply closes the connection, finished replies to earlier requests are still sent. With
+//! [`Multiplexed`], all finished replies are still sent. Calls that still run are dropped.
 //!
 //! # Errors
 //!

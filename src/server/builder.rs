@@ -205,8 +205,8 @@ impl ServerBuilder {
     /// loop needs no thread of its own. On these threads `tokio::task::block_in_place` panics.
     ///
     /// The threads are named after the server (`echo-0`, `echo-1`). They start and end with the
-    /// server. Tasks that still run on them at the end are dropped. When all connections have
-    /// ended or were given up, the server waits at most 1 s for a blocked thread.
+    /// server. Tasks that still run on them at the end are dropped. The server waits at most 1 s
+    /// for the threads to end, because a task may block its thread for longer.
     ///
     /// Of several calls of this method and [`runtimes`](Self::runtimes), the last one applies.
     #[doc(alias = "worker_threads")]

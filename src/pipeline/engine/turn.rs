@@ -10,9 +10,9 @@ use crate::deadline::Moment;
 const MOST: i16 = 256;
 
 /// The maximum number of events in a connection's first turn. While many connections are busy, the
-/// maximum of later turns falls, but not below this value. If a thousand connections begin at once,
-/// the first request of each waits only for turns of this length. With a lower value, the system
-/// calls of a turn would cost more than its events.
+/// maximum of later turns falls, but not below this value. If a thousand connections begin at the
+/// same time, the first request of each waits only for turns of this length. With a lower value,
+/// the system calls of a turn would cost more than its events.
 const FEWEST: i16 = 32;
 
 /// If a busy task has waited at least this long for its next turn, the maximum number of events in
