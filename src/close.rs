@@ -265,8 +265,8 @@ struct Wait {
     since: Instant,
     clock: Timer,
     pace: Pace,
-    /// The length of the last wait before a check whether the peer has taken all output. See
-    /// [`SHORT`].
+    /// The current interval between checks whether the peer has taken all output. [`SHORT`]
+    /// explains how it grows.
     look: Duration,
     /// The time until the next check, if the timer is not set for it yet.
     next: Option<Duration>,

@@ -214,7 +214,7 @@ impl Drop for Held {
     }
 }
 
-/// Returns a quota that allows `n` connections or requests at once, and then as many in each
+/// Returns a quota that allows a burst of `n` connections or requests, and then as many in each
 /// `period`, evenly spread.
 pub(super) fn quota(n: u32, period: Duration) -> Quota {
     let n = NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);

@@ -54,7 +54,7 @@ pub struct ClientRate {
 }
 
 impl ClientRate {
-    /// Creates a rate that allows `requests` at once, and then as many in each `period`, evenly
+    /// Creates a rate that allows a burst of `requests`, and then as many in each `period`, evenly
     /// spread. `0` requests count as 1, and a period of more than 10 years as 10 years.
     pub fn new(requests: u32, period: Duration) -> Self {
         let quota = quota(requests, period);

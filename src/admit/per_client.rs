@@ -87,7 +87,7 @@ impl PerClient {
         }
     }
 
-    /// Limits how fast each client connects: `connections` at once, and then as many in each
+    /// Limits how fast each client connects: a burst of `connections`, and then as many in each
     /// `period`, evenly spread. `0` connections count as 1, and a period of more than 10 years as
     /// 10 years.
     ///

@@ -346,7 +346,7 @@ impl State {
     }
 }
 
-/// When dropped, lets all servers of this process accept.
+/// Sets [`Replacing::over`] when dropped, so that all servers of this process may accept.
 struct Over<'a>(&'a Replacing);
 
 impl Drop for Over<'_> {

@@ -22,9 +22,9 @@ use crate::end::EndReason;
 /// connection counts as active if the last two moments at which it became idle are less than this
 /// time apart.
 ///
-/// Parking a connection (see [`stage`](super::stage)) and setting hyper up again costs more than a
-/// quarter of the instructions of a small request, so an active connection is parked only after
-/// this time, or when it drains. Any other HTTP/1 connection is parked at once, without a timer.
+/// Parking a connection (see [`stage`](super::stage)) and setting hyper up again takes more than a
+/// quarter as many instructions as a small request. So an active connection is parked only after
+/// this time, or when it drains. Any other HTTP/1 connection is parked as soon as it is idle.
 const KEPT: Duration = Duration::from_millis(100);
 
 /// The current wait of a connection.

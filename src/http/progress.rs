@@ -115,8 +115,8 @@ impl Progress {
         }
     }
 
-    /// Returns the number of bytes of HTTP/2 responses that the peer has taken, if more bytes wait
-    /// for the peer.
+    /// Returns the number of bytes of HTTP/2 responses that the peer has taken. Returns `None` if
+    /// no piece of a response waits for the peer.
     pub(super) fn queued(&self) -> Option<u64> {
         (self.queued.load(Ordering::Acquire) > 0).then(|| self.taken.load(Ordering::Relaxed))
     }
