@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::accept::AcceptErrorAction;
-use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::admit::{AddressFilter, ConnectionLimit, Verdict};
 use tower_tcp::bind::{Incoming, Listener, ListenerClosed, ListenerExt, Socket};
 use tower_tcp::error::find_cause;
 use tower_tcp::frame::Lines;
@@ -721,4 +721,52 @@ async fn a_panic_in_what_maps_or_taps_a_stream_costs_that_connection_only() {
         assert_eq!(served.client().await.line().await, "");
         assert_eq!(served.client().await.ask("third").await, "third");
     }
+}
+
+/// A listener whose first accept fails after the filters have seen the peer's address.
+struct LostAfterTheFilters {
+    inner: MemoryListener,
+    is_lost: bool,
+}
+
+impl Listener for LostAfterTheFilters {
+    type Io = Io;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Incoming<Io>>> {
+        self.inner.poll_accept(cx)
+    }
+
+    fn poll_accept_if(
+        &mut self,
+        cx: &mut Context<'_>,
+        admits: &mut dyn FnMut(&Address) -> bool,
+    ) -> Poll<io::Result<Option<Incoming<Io>>>> {
+        if !std::mem::replace(&mut self.is_lost, true) {
+            admits(&Address::Memory(0));
+            return Poll::Ready(Err(Errno::CONNABORTED.into()));
+        }
+        self.inner.poll_accept_if(cx, admits)
+    }
+
+    fn local_addrs(&self) -> Vec<Address> {
+        self.inner.local_addrs()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_that_panics_for_a_lost_connection_does_not_end_the_next_one() {
+    let (inner, connector) = testkit::memory();
+    let listener = LostAfterTheFilters {
+        inner,
+        is_lost: false,
+    };
+    let filter = AddressFilter::new(|peer: &Address| {
+        panic_if(*peer == Address::Memory(0));
+        Verdict::Allow
+    });
+    let server = Server::builder().address_filter(filter).build(listener);
+    let served = serve_with(server, connector, echoing());
+    let mut client = served.client().await;
+
+    assert_eq!(client.ask("hi").await, "hi");
 }

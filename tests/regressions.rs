@@ -21,7 +21,7 @@ use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Server};
 
-use support::{Clients, Ends, serve_stream, settled};
+use support::{Clients, Ends, panic_if, serve_stream, settled};
 
 mod support;
 
@@ -535,4 +535,35 @@ async fn a_request_that_had_arrived_as_a_drain_began_within_a_poll_is_answered()
     client.send("at the drain\n").await;
 
     assert_eq!(client.line().await, "at the drain");
+}
+
+// The error of a connection's service was searched for its reason outside of the guard for panics,
+// so such a panic ended the connection with `Killed`, and nothing said why.
+
+#[derive(Debug)]
+struct PanicsAsItIsSearched;
+
+impl std::fmt::Display for PanicsAsItIsSearched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it failed")
+    }
+}
+
+impl std::error::Error for PanicsAsItIsSearched {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        panic_if(true);
+        None
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_panics_as_it_is_searched_ends_its_connection_with_panic() {
+    let stack = service_fn(|conn: Connection<DuplexStream>| async move {
+        drop(conn);
+        Err::<(), _>(PanicsAsItIsSearched)
+    });
+    let server = serve(stack);
+    let _client = server.client().await;
+
+    assert_eq!(server.reason().await, EndReason::Panic);
 }

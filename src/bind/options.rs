@@ -138,7 +138,8 @@ impl SocketOptions {
     /// Sets whether IPv6 sockets exclude IPv4 (`IPV6_V6ONLY`).
     ///
     /// Default: off. Why: so that `[::]` means every address, including IPv4, whatever the system's
-    /// default is. Turn it on to listen on `0.0.0.0` and `[::]` with two sockets at one port.
+    /// default is. Turn it on to listen on `0.0.0.0` and `[::]` with two sockets at one port. On
+    /// OpenBSD it is always on.
     #[doc(alias = "IPV6_V6ONLY")]
     #[doc(alias = "dual stack")]
     pub fn only_v6(mut self, only_v6: bool) -> Self {
@@ -186,7 +187,8 @@ impl SocketOptions {
     /// option.
     #[doc(alias = "SO_LINGER")]
     pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = Some(linger);
+        // The system's option has 31 bits.
+        self.linger = Some(linger.min(Duration::from_secs(i32::MAX as u64)));
         self
     }
 
@@ -195,7 +197,7 @@ impl SocketOptions {
     /// Default: not set. Why: the system then adapts the size to the connection.
     #[doc(alias = "SO_RCVBUF")]
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
-        self.recv_buffer = Some(bytes);
+        self.recv_buffer = Some(bytes.min(i32::MAX as usize));
         self
     }
 
@@ -204,12 +206,13 @@ impl SocketOptions {
     /// Default: not set. Why: the system then adapts the size to the connection.
     #[doc(alias = "SO_SNDBUF")]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.send_buffer = Some(bytes);
+        self.send_buffer = Some(bytes.min(i32::MAX as usize));
         self
     }
 
     /// Sets the maximum number of unsent bytes that the system holds for a TCP socket
-    /// (`TCP_NOTSENT_LOWAT`, only on Linux).
+    /// (`TCP_NOTSENT_LOWAT`, only on Linux). `0` restores the system's own maximum
+    /// (`net.ipv4.tcp_notsent_lowat`), which by default is none.
     ///
     /// Default: not set. Why: the size of the send buffer already bounds these bytes, and bulk
     /// transfers take the least CPU time without this option. When reached: the connection's writes
@@ -278,7 +281,8 @@ impl SocketOptions {
         if self.reuse_port {
             socket.set_reuse_port(true)?;
         }
-        if domain == Domain::IPV6 {
+        // OpenBSD has only sockets that do not include IPv4, and rejects this option.
+        if domain == Domain::IPV6 && cfg!(not(target_os = "openbsd")) {
             socket.set_only_v6(self.only_v6)?;
         }
         // The size of the receive buffer must be set before a connection arrives, because it

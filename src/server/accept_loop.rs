@@ -45,8 +45,8 @@ pub(super) struct AcceptLoop<'a, L, S> {
     live: usize,
     /// The listener is suspended.
     suspended: bool,
-    /// A panic in the stack's `poll_ready` or in an address filter. The next accepted connection
-    /// ends with this panic.
+    /// A panic in the stack's `poll_ready`, with which the next accepted connection ends, or in an
+    /// address filter, with which the accepted connection ends.
     panicked: Option<Panicked>,
 }
 
@@ -210,6 +210,7 @@ where
         }
         let seat = self.workers.seat().ok_or(Failure::NoWorker)?;
         // A stream belongs to the runtime in whose context it is created.
+        let mut panicked = None;
         let accepted = {
             let _entered = seat.runtime.enter();
             let mut admits = |peer: &Address| {
@@ -222,13 +223,15 @@ where
                         denied(peer);
                         return false;
                     }
-                    Err(panicked) => self.panicked = Some(panicked),
+                    Err(err) => panicked = Some(err),
                 }
                 true
             };
             self.listener.poll_accept_if(cx, &mut admits)
         };
-        if !matches!(accepted, Poll::Ready(Ok(Some(_)))) {
+        if matches!(accepted, Poll::Ready(Ok(Some(_)))) {
+            self.panicked = self.panicked.take().or(panicked);
+        } else {
             // There is no connection to serve: the client was denied, another process has accepted
             // the connection, or the accept failed. Return the permit of the server's limit,
             // instead of holding it until the next connection.

@@ -59,7 +59,7 @@ impl Drop for Leaving {
 /// The outcome of the connection service's future.
 pub(super) enum Outcome {
     Done,
-    Failed(BoxError),
+    Failed(ConnectionEnded),
     Panicked(Panicked),
     Dropped,
 }
@@ -70,14 +70,18 @@ impl Outcome {
     fn reason(self, life: &Life) -> ConnectionEnded {
         match self {
             Self::Done => life.done().into(),
-            Self::Failed(err) => {
-                let otherwise = EndReason::of_stack(&*err);
-                ConnectionEnded::of(err, otherwise)
-            }
+            Self::Failed(ended) => ended,
             Self::Panicked(panicked) => ConnectionEnded::new(EndReason::Panic, panicked),
             Self::Dropped => EndReason::Killed.into(),
         }
     }
+}
+
+/// Converts the error of a connection service to the end that it proposes.
+fn failed(err: impl Into<BoxError>) -> ConnectionEnded {
+    let err = err.into();
+    let otherwise = EndReason::of_stack(&*err);
+    ConnectionEnded::of(err, otherwise)
 }
 
 /// The task of one connection.
@@ -126,11 +130,12 @@ where
             let Some(service) = this.service.as_mut().as_pin_mut() else {
                 return Poll::Ready(());
             };
-            // The response is dropped inside `caught`, too, because its `Drop` is user code.
-            match caught(|| service.poll(cx).map_ok(drop)) {
+            // Inside `caught`, the response is dropped and the error is converted and searched,
+            // because that may run user code.
+            match caught(|| service.poll(cx).map_ok(drop).map_err(failed)) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) => Outcome::Done,
-                Ok(Poll::Ready(Err(err))) => Outcome::Failed(err.into()),
+                Ok(Poll::Ready(Err(ended))) => Outcome::Failed(ended),
                 Err(panicked) => Outcome::Panicked(panicked),
             }
         };

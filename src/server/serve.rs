@@ -58,7 +58,7 @@ impl Serve {
     }
 
     /// Shuts the server down when `signal` completes, as [`Handle::shutdown`] does. The signal is
-    /// polled only when this future is polled.
+    /// polled only when this future is polled. A second call replaces the signal.
     ///
     /// [`Handle::shutdown`]: crate::Handle::shutdown
     #[doc(alias = "graceful_shutdown")]
