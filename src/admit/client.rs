@@ -175,15 +175,20 @@ impl Map {
         // The remaining clients are in use or have used some of their rate. Of those that are not
         // in use, as many as necessary are forgotten, in no particular order. The only effect is
         // that a forgotten client gets back the rate that it had used.
-        let most = remembered - remembered / 8;
-        let mut over = self.clients.len().saturating_sub(most.max(1) - 1);
+        let entries = self.clients.values();
+        let idle = entries.filter(|entry| entry.holders == 0).count();
+        let most = (remembered - remembered / 8).saturating_sub(1);
+        let mut over = idle.saturating_sub(most);
         self.clients.retain(|_, entry| {
             let kept = over == 0 || entry.holders > 0;
             over -= usize::from(!kept);
             kept
         });
-        let len = self.clients.len();
-        self.sweep_at = (2 * len).min(remembered).max(len + remembered / 8).max(1);
+        // The clients in use take no room from the others.
+        let idle = idle.min(most);
+        let in_use = self.clients.len() - idle;
+        let others = (2 * idle).min(remembered).max(idle + remembered / 8);
+        self.sweep_at = in_use + others.max(1);
     }
 }
 
@@ -317,10 +322,10 @@ mod tests {
             let rate = client.rate.as_ref().expect("it has a rate");
             rate.take().expect("it is new");
             drop(client);
-            assert!(clients.len() <= 4_000, "after {n}");
+            assert!(clients.len() <= 100 + 4_000, "after {n}");
         }
 
-        assert!(clients.len() > 3_000, "{}", clients.len());
+        assert!(clients.len() > 100 + 3_000, "{}", clients.len());
         for client in held.into_iter().flatten() {
             assert!(lock(&clients.map).clients.contains_key(&client.network));
         }
@@ -329,6 +334,26 @@ mod tests {
         lock(&clients.map).sweep_at = 0;
         drop(clients.of(&address(0)));
         assert_eq!(clients.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_in_use_leave_the_room_for_the_remembered_ones() {
+        let mut clients = Clients::new(1, Some(quota(1, Duration::from_secs(3600))));
+        clients.remembered = 80;
+        let address = |n: u32| {
+            let ip = IpAddr::V4(n.into());
+            Address::from(std::net::SocketAddr::new(ip, 1))
+        };
+        let client = |n| clients.of(&address(n)).expect("it has an address");
+        let _in_use: Vec<_> = (0..500).map(client).collect();
+
+        for n in 500..550 {
+            client(n).take_rate().expect("it is new");
+        }
+
+        for n in 500..550 {
+            assert!(client(n).take_rate().is_err(), "{n} is forgotten");
+        }
     }
 
     #[test]
