@@ -144,6 +144,12 @@ fn network(text: &str) -> Result<IpNet, InvalidNetwork> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(ip.to_canonical().into());
     }
+    // The parser of `ipnet` also accepts leading zeros in an IPv4 address, which other programs
+    // read as octal.
+    let address = text.split('/').next().unwrap_or_default();
+    if address.parse::<IpAddr>().is_err() {
+        return Err(invalid(Problem::Syntax));
+    }
     let prefix: IpNet = text.parse().map_err(|_| invalid(Problem::Syntax))?;
     if prefix != prefix.trunc() {
         return Err(invalid(Problem::HostBits(prefix.trunc())));
@@ -275,6 +281,7 @@ mod tests {
             "10.0.0",
             "10.0.0.0/",
             "10.0.0.0/33",
+            "010.0.0.0/8",
             "::/129",
             "10.0.0.0/-1",
             "/8",
