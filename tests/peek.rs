@@ -648,3 +648,21 @@ mod routing {
         assert_eq!(waits.rest().await, ["one: GET 2"]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn in_a_task_of_its_own_it_does_not_delay_a_drain() {
+    let hook = service_fn(|conn: Memory| async move {
+        let peek = Peek::new(Protocol::detect).deadline(None);
+        tokio::spawn(peek.oneshot(conn)).await?
+    });
+    let mut served = serve(told(hook));
+    let _silent = served.client().await;
+    settled().await;
+    let begun = Instant::now();
+
+    served.handle().shutdown();
+    served.closed().await.expect("it ends in good order");
+
+    assert_eq!(served.reason().await, EndReason::Drained);
+    assert_eq!(begun.elapsed(), SEC);
+}

@@ -57,7 +57,9 @@ impl Times {
         let mut draining = None;
         let mut waker: Option<Waker> = None;
         std::future::poll_fn(|cx| {
-            if waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
+            // Without a deadline in a drain, no waker is registered. It would replace that of the
+            // `PreConnectLayer`, which may be in another task.
+            if self.drain.is_some() && waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 waker = Some(cx.waker().clone());
                 // The connection's service later replaces this waker with its own.
                 life.signals.wake_engine_with(cx.waker());
