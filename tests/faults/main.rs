@@ -230,19 +230,25 @@ async fn a_stream_has_each_fault_at_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reset_of_one_half_wakes_the_other() {
-    let (_client, server) = tokio::io::duplex(64);
-    let server = Faulty::new(
-        server,
-        Plan::new().read(0, Fault::Stall).write(0, Fault::Reset),
-    );
-    let (mut reader, mut writer) = tokio::io::split(server);
-    let read = tokio::spawn(async move { reader.read_u8().await });
-    tokio::task::yield_now().await;
+    let delay = Fault::Delay(Duration::from_secs(1));
+    for waits in [
+        Plan::new(),
+        Plan::new().read(0, Fault::Stall),
+        Plan::new().read(0, delay),
+    ] {
+        let (_client, server) = tokio::io::duplex(64);
+        let server = Faulty::new(server, waits.clone().write(0, Fault::Reset));
+        let (mut reader, mut writer) = tokio::io::split(server);
+        let read = tokio::spawn(async move { reader.read_u8().await });
+        tokio::task::yield_now().await;
 
-    writer.write_u8(1).await.unwrap_err();
+        writer.write_u8(1).await.unwrap_err();
 
-    let failed = read.await.unwrap().unwrap_err();
-    assert_eq!(failed.kind(), ErrorKind::ConnectionReset);
+        let read = tokio::time::timeout(2 * Duration::from_secs(1), read).await;
+        let read = read.unwrap_or_else(|_| panic!("{waits}: it is not woken"));
+        let failed = read.unwrap().unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::ConnectionReset);
+    }
 }
 
 #[test]

@@ -81,6 +81,7 @@ struct Side {
     full: bool,
     delay: Option<Pin<Box<Sleep>>>,
     last: Option<Fault>,
+    /// The task that was last in this direction. It may wait here.
     waits: Option<Waker>,
 }
 
@@ -94,6 +95,7 @@ enum Step {
 
 impl Side {
     fn poll_step(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Step> {
+        self.waits = Some(cx.waker().clone());
         loop {
             if let Some(delay) = &mut self.delay {
                 ready!(delay.as_mut().poll(cx));
@@ -102,10 +104,7 @@ impl Side {
             match self.last {
                 Some(Fault::Reset) => return Poll::Ready(Step::Reset),
                 Some(Fault::End) => return Poll::Ready(Step::End),
-                Some(_stalled) => {
-                    self.waits = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
+                Some(_stalled) => return Poll::Pending,
                 None => {}
             }
             let until = match self.faults.front() {
@@ -145,9 +144,12 @@ impl Side {
 
     /// Resets this direction, because the other one was reset.
     fn reset(&mut self) {
-        self.last = Some(Fault::Reset);
+        let before = self.last.replace(Fault::Reset);
         self.delay = None;
-        if let Some(waits) = self.waits.take() {
+        // A second reset wakes nobody, or a task that polls both directions would wake itself.
+        if before != Some(Fault::Reset)
+            && let Some(waits) = self.waits.take()
+        {
             waits.wake();
         }
     }
