@@ -205,3 +205,17 @@ async fn a_server_on_a_real_socket_reports_its_ends_too() {
     assert_eq!(end.unwrap().reason(), EndReason::PeerClosed);
     assert_eq!(served.shutdown().await.unwrap().drained, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_buffer_of_no_bytes_counts_as_one_of_one_byte() {
+    let (listener, connector) = testkit::memory_with_buffer(0);
+    let echo = Pipeline::new(Lines::default).service(service_fn(echo));
+    let served = serve_with(Server::from_listener(listener), connector, echo);
+    let mut client = served.connect().await.unwrap();
+    let mut reply = [0; 3];
+
+    client.write_all(b"hi\n").await.unwrap();
+    client.read_exact(&mut reply).await.unwrap();
+
+    assert_eq!(&reply, b"hi\n");
+}

@@ -28,7 +28,7 @@ pub fn memory() -> (MemoryListener, Connector) {
 }
 
 /// Creates an in-memory listener and its connector. Connections buffer `bytes` bytes in each
-/// direction.
+/// direction. `0` counts as 1.
 ///
 /// With a small buffer, writes are partial and soon wait for the peer, so a test can show what
 /// happens if a peer does not read.
@@ -42,7 +42,7 @@ pub fn memory_with_buffer(bytes: usize) -> (MemoryListener, Connector) {
         listener,
         Connector {
             queue,
-            buffer: bytes,
+            buffer: bytes.max(1),
             numbers: Arc::new(AtomicU64::new(1)),
         },
     )
