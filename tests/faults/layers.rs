@@ -4,10 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tower::{Layer, Service, service_fn};
+use tokio_test::{assert_pending, task};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_tcp::Pipeline;
+use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
-use tower_tcp::testkit::faults::{Contract, Plan, Promise};
+use tower_tcp::testkit::faults::{Breach, Contract, Plan, Promise};
 
 use super::{Table, check_echo, echo};
 
@@ -70,6 +72,21 @@ pub(crate) async fn find_all(table: &mut Table) {
         let found = check_echo(stack).contract(&contract).await;
         table.found(&format!("layer: {flaw:?}"), Promise::Contract, found);
     }
+}
+
+#[tokio::test]
+async fn a_service_that_lost_its_readiness_is_not_held_and_not_ready() {
+    let contract = Contract::new();
+    let limit = ConnectionLimit::new(1);
+    let mut service = contract.layer(limit.layer().layer(service_fn(echo)));
+    service.ready().await.expect("there is room");
+
+    limit.set(0);
+    assert_pending!(task::spawn(()).enter(|cx, _| service.poll_ready(cx)));
+    assert_eq!(contract.breaches(), []);
+    _ = service.call(Bytes::new()).await;
+
+    assert_eq!(contract.breaches(), [Breach::NotReady]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tower_layer::Layer;
 use tower_service::Service;
@@ -139,12 +139,14 @@ where
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        ready!(self.inner.poll_ready(cx))?;
-        if !self.ready {
+        let polled = self.inner.poll_ready(cx);
+        if !matches!(polled, Poll::Ready(Ok(()))) {
+            self.take_ready();
+        } else if !self.ready {
             self.ready = true;
             self.contract.lock().ready += 1;
         }
-        Poll::Ready(Ok(()))
+        polled
     }
 
     fn call(&mut self, request: R) -> S::Future {
