@@ -257,6 +257,8 @@ fn a_seed_gives_the_same_plan_within_its_bounds() {
         let plan = Plan::seeded(seed, 10, 20);
         assert_eq!(plan, Plan::seeded(seed, 10, 20));
         assert_ne!(plan, Plan::new());
+        let far = Plan::seeded(seed, usize::MAX, usize::MAX);
+        assert_eq!(far, Plan::seeded(seed, usize::MAX, usize::MAX));
     }
 }
 

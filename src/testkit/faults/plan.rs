@@ -203,6 +203,6 @@ impl Random {
 
     /// Picks a number from zero to `last`, inclusive.
     fn pick(&mut self, last: usize) -> usize {
-        usize::try_from(self.below(last as u64 + 1)).unwrap_or(last)
+        usize::try_from(self.below((last as u64).saturating_add(1))).unwrap_or(last)
     }
 }
