@@ -97,7 +97,8 @@ impl ProxyHeader {
     /// `destination` is the address that the client connected to.
     ///
     /// The header contains the two addresses if both are TCP or both are Unix addresses. Otherwise
-    /// its family is [`Unspecified`](Family::Unspecified), without addresses.
+    /// its family is [`Unspecified`](Family::Unspecified), without addresses. A Unix path that
+    /// begins with `@` is an abstract name, as in an [`Address`].
     pub fn proxied(source: impl Into<Address>, destination: impl Into<Address>) -> Self {
         let addresses = (source.into(), destination.into());
         let (family, addresses) = match addresses {

@@ -153,9 +153,13 @@ fn decode_addresses(family: Family, mut block: &[u8]) -> Option<(Address, Addres
 }
 
 /// Decodes the field for the path of a Unix socket. The path ends with a zero byte or fills the
-/// field. An abstract name begins with a zero byte, so its address has no path.
+/// field. So does an abstract name, which follows a zero byte, and gets the prefix `@`.
 fn unix(field: &[u8]) -> Address {
-    let path = field.split(|byte| *byte == 0).next().unwrap_or_default();
-    let path = (!path.is_empty()).then(|| Path::new(OsStr::from_bytes(path)).into());
-    Address::Unix(path)
+    let mut parts = field.split(|byte| *byte == 0);
+    let mut next = || parts.next().filter(|part| !part.is_empty());
+    let path = |path: &[u8]| Path::new(OsStr::from_bytes(path)).into();
+    Address::Unix(match next() {
+        Some(part) => Some(path(part)),
+        None => next().map(|name| path(&[b"@", name].concat())),
+    })
 }

@@ -110,7 +110,14 @@ impl ProxyHeader {
                         return Err(Error::Path);
                     }
                     let room = v2::UNIX_PATH.checked_sub(path.len()).ok_or(Error::Path)?;
-                    header.put_slice(path);
+                    match path {
+                        // An abstract name. `Address` shows its first byte, which is zero, as `@`.
+                        [b'@', name @ ..] if !name.is_empty() => {
+                            header.put_u8(0);
+                            header.put_slice(name);
+                        }
+                        path => header.put_slice(path),
+                    }
                     header.put_bytes(0, room);
                 }
                 Address::Memory(_) => {}

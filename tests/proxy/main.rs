@@ -213,6 +213,26 @@ fn addresses_of_both_families_are_written_as_ipv6() {
 }
 
 #[test]
+fn an_abstract_name_begins_with_a_zero_byte_on_the_wire_and_with_an_at_sign_here() {
+    let long = format!("@{}", "n".repeat(107));
+    for name in ["@app", long.as_str()] {
+        let abstract_name = Address::Unix(Some(std::path::Path::new(name).into()));
+        let header = ProxyHeader::proxied(abstract_name.clone(), Address::Unix(None));
+
+        let bytes = header.encode_v2().expect("it fits");
+
+        let field = [b"\0", &name.as_bytes()[1..]].concat();
+        assert_eq!(bytes[16..16 + field.len()], field);
+        assert!(bytes[16 + field.len()..].iter().all(|byte| *byte == 0));
+        let (parsed, _) = ProxyHeader::parse(&bytes)
+            .expect("valid")
+            .expect("complete");
+        assert_eq!(parsed.source(), Some(&abstract_name));
+        assert_eq!(parsed.destination(), Some(&Address::Unix(None)));
+    }
+}
+
+#[test]
 fn a_header_that_no_receiver_could_read_is_not_written() {
     let local = ProxyHeader::local;
     let path = |path: &[u8]| {
