@@ -329,6 +329,19 @@ async fn the_groups_end_their_feeds_when_they_are_dropped() {
     served.reason().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn groups_that_are_dropped_leave_nothing_with_their_members() {
+    let (bob, _served, _client) = connected().await;
+    let key = Arc::new("hall");
+    let groups = Groups::new();
+    let joined = groups.join(Arc::clone(&key), &bob).await;
+    joined.expect("there is no feed");
+
+    drop(groups);
+
+    assert_eq!(Arc::strong_count(&key), 1, "a connection holds the key");
+}
+
 /// The stream's own poll makes the last member leave and join again, so its frame is taken by the
 /// feed of a group that has ended, while another group has the key.
 #[tokio::test(start_paused = true)]

@@ -373,10 +373,14 @@ async fn a_registry_may_be_gone_before_its_connections() {
     let served = serve(naming(&names));
     let client = enter(&served, "ann").await;
     let ann = names.get(&"ann".to_owned()).expect("she is in");
-    let room = Registry::new();
-    room.insert("room", &ann).expect("it is free");
+    let key = Arc::new("room");
+    for room in [Registry::new(), Registry::until_end()] {
+        room.insert(Arc::clone(&key), &ann).expect("it is free");
 
-    drop(room);
+        drop(room);
+
+        assert_eq!(Arc::strong_count(&key), 1, "a connection holds the key");
+    }
     drop(client);
 
     assert_eq!(served.reason().await, EndReason::PeerClosed);

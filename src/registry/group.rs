@@ -22,6 +22,16 @@ pub(super) struct Inner<K, T, M> {
     pub(super) merge: OnceLock<Merge<T>>,
 }
 
+impl<K, T, M> Drop for Inner<K, T, M> {
+    /// Cancels the callbacks that remove the members. Otherwise a connection that joins one
+    /// short-lived value of groups after another would hold more and more of them.
+    fn drop(&mut self) {
+        for (_key, group) in self.groups.take_all() {
+            group.end();
+        }
+    }
+}
+
 /// The state of one group: its members (at least one) by their [`ConnectionId`], its latest
 /// [run](crate::pipeline::Run) of frames, and its feed, if it has one.
 pub(super) struct Group<T, M> {
@@ -47,6 +57,13 @@ pub(super) type Opened<T> = BoxFuture<'static, Result<BoxStream<'static, T>, Box
 impl<T, M> Group<T, M> {
     pub(super) fn opening(&self) -> Option<Opening> {
         self.feed.as_ref().map(Feed::opening)
+    }
+
+    /// Cancels the callbacks that remove the members. Call this without holding a lock.
+    fn end(self) {
+        for it in self.members.values() {
+            drop(it.clone().into_peer());
+        }
     }
 
     pub(super) fn audience(&self) -> Audience<T, M> {
@@ -161,9 +178,7 @@ where
         let ended = shard.remove_entry(&self.key);
         drop(shard);
         if let Some((_key, group)) = ended {
-            for it in group.members.values() {
-                drop(it.clone().into_peer());
-            }
+            group.end();
         }
     }
 }

@@ -106,6 +106,16 @@ struct Inner<K, T, M> {
     remove_at: Moment,
 }
 
+impl<K, T, M> Drop for Inner<K, T, M> {
+    /// Cancels the callbacks that remove the entries. Otherwise a connection that is entered in one
+    /// short-lived registry after another would hold more and more of them.
+    fn drop(&mut self) {
+        for (_key, entered) in self.entries.take_all() {
+            drop(entered.into_peer());
+        }
+    }
+}
+
 impl<K, T, M> Registry<K, T, M> {
     /// Creates an empty registry. Entries are removed when their connections begin to close.
     pub fn new() -> Self {

@@ -41,6 +41,15 @@ impl<K, V> Shards<K, V> {
         self.iter().all(|shard| shard.is_empty())
     }
 
+    /// Takes all entries.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (K, V)> {
+        let shards = self.shards.iter_mut();
+        shards.flat_map(|shard| {
+            let shard = shard.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(shard)
+        })
+    }
+
     /// Locks the part to which a key belongs.
     pub(super) fn of<Q>(&self, key: &Q) -> Shard<'_, K, V>
     where
