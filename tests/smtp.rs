@@ -1004,6 +1004,27 @@ impl Process {
 }
 
 #[tokio::test]
+async fn the_address_of_a_client_is_a_literal_as_the_standard_writes_it() {
+    let process = Process::start(&["--proxy-from", "127.0.0.0/8"]).await;
+    for (header, literal) in [
+        ("TCP4 192.0.2.7 192.0.2.1", "[192.0.2.7]"),
+        ("TCP6 2001:db8::7 2001:db8::1", "[IPv6:2001:db8::7]"),
+    ] {
+        let mut client = Socket::connect(process.smtp.addr()).await;
+        let session = format!("PROXY {header} 50000 25\r\n{ENVELOPE}x\r\n.\r\nQUIT\r\n");
+        client.send(session).await;
+        client.rest().await;
+
+        let trace = format!("Received: from me ({literal})\r\n");
+        let mails = process.mails();
+        let found = mails
+            .iter()
+            .any(|mail| String::from_utf8_lossy(mail).contains(&trace));
+        assert!(found, "{literal}: {mails:?}");
+    }
+}
+
+#[tokio::test]
 async fn swaks_delivers_a_mail_plain() {
     let process = Process::start(&[]).await;
     let lines = ["Subject: x", "", "one", ".", "..two", ""].map(str::to_owned);

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -124,7 +125,7 @@ impl SmtpSession {
         let client = Client {
             address: address
                 .tcp()
-                .map_or_else(|| address.to_string(), |addr| addr.ip().to_string()),
+                .map_or_else(|| address.to_string(), |addr| literal(addr.ip())),
             secured,
             hello: None,
         };
@@ -304,6 +305,14 @@ impl Client {
             "Received: from {name} ([{address}])\r\n\tby {hostname} with {protocol}; {date}\r\n"
         );
         header
+    }
+}
+
+/// Returns an address as it is written between brackets in a mail (RFC 5321, section 4.1.3).
+fn literal(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("IPv6:{ip}"),
     }
 }
 
