@@ -60,6 +60,7 @@ async fn main() -> Result<(), BoxError> {
         .with_writer(io::stderr)
         .init();
 
+    let ready_within = Duration::try_from_secs_f64(args.ready_within)?;
     // A client that keeps sending may have a line in transit when its connection drains.
     let drain = DrainDeadlines::default().next_frame(Duration::from_millis(args.next_line));
     let echo = Pipeline::new(Lines::default)
@@ -76,7 +77,7 @@ async fn main() -> Result<(), BoxError> {
         .bind()
         .await?;
     tower_tcp::signal::install(&server.handle())?;
-    replace_on_hangup(server.handle(), Duration::from_secs_f64(args.ready_within))?;
+    replace_on_hangup(server.handle(), ready_within)?;
     for address in server.handle().local_addrs() {
         println!("listening on {address}");
     }

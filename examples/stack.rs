@@ -41,7 +41,7 @@ struct Args {
     max_connections: usize,
 
     /// Maximum number of connections accepted per second.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u64).range(1..))]
     accepts: u64,
 
     /// Close connections over `--max-connections` or `--accepts` instead of leaving them in the
@@ -58,7 +58,7 @@ struct Args {
     fail_make_from: Option<IpAddr>,
 
     /// Maximum number of requests of a connection per second.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value = "100", value_parser = clap::value_parser!(u64).range(1..))]
     requests: u64,
 
     /// Milliseconds that a request may take.

@@ -261,6 +261,28 @@ async fn stack_tells_a_connection_over_its_rate_and_goes_on() {
 }
 
 #[tokio::test]
+async fn a_number_that_no_server_can_use_is_refused_with_a_reason() {
+    for (name, option) in [
+        ("stack", "--accepts=0"),
+        ("stack", "--requests=0"),
+        ("restart", "--ready-within=-1"),
+        ("restart", "--ready-within=nan"),
+    ] {
+        let mut example = Command::new(path(name));
+        example
+            .args(["--listen=127.0.0.1:0", option])
+            .kill_on_drop(true);
+        let output = soon("the end", example.output())
+            .await
+            .expect("it is built");
+
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{name} {option}");
+        assert!(!said.contains("panicked"), "{name} {option}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn stack_at_its_limit_lets_clients_wait_in_the_backlog() {
     let stack = Example::start("stack", &["--max-connections", "1"]).await;
     let mut first = Client::connect(stack.addr()).await;
