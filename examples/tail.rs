@@ -28,6 +28,7 @@ use tokio_util::codec::BytesCodec;
 use tower::Layer;
 use tower::make::Shared;
 use tower::{ServiceBuilder, service_fn};
+use tower_tcp::bind::SocketOptions;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::OnConnectLayer;
@@ -37,6 +38,10 @@ use tracing_subscriber::EnvFilter;
 /// The number of bytes that are read from the file at a time. For a client that does not read, the
 /// server buffers this many bytes in addition to the output up to the high mark.
 const CHUNK: usize = 16 * 1024;
+
+/// The time after which the system probes a client to which nothing is sent. Without these probes,
+/// the connections of a machine that has vanished would stay open as long as the file is unchanged.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Streams a growing file to every client.
 #[derive(Parser)]
@@ -101,6 +106,7 @@ async fn main() -> Result<(), BoxError> {
 
     let server = Server::builder()
         .name("tail")
+        .socket_options(SocketOptions::default().keepalive(KEEPALIVE))
         .listen_all(args.listen)
         .bind()
         .await?;

@@ -282,6 +282,38 @@ async fn a_number_that_no_server_can_use_is_refused_with_a_reason() {
     }
 }
 
+/// Returns whether the system probes this client of an example while the client is silent.
+#[cfg(target_os = "linux")]
+fn is_probed(client: &Client, server: SocketAddr) -> bool {
+    let hex = |port: u16| format!(":{port:04X}");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("this is Linux");
+    table.lines().any(|line| {
+        let columns: Vec<_> = line.split_ascii_whitespace().collect();
+        let [_, local, remote, _, _, timer, ..] = columns[..] else {
+            return false;
+        };
+        let ours =
+            local.ends_with(&hex(server.port())) && remote.ends_with(&hex(client.addr.port()));
+        ours && timer.starts_with("02:") // the timer of keepalive probes
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_may_be_silent_forever_is_probed() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for (name, args) in [("redis", &[][..]), ("tail", &["--from-start", file])] {
+        let example = Example::start(name, args).await;
+        let mut client = Client::connect(example.addr()).await;
+        if name == "redis" {
+            client.send("ping\r\n").await;
+        }
+        client.line().await;
+
+        assert!(is_probed(&client, example.addr()), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn stack_at_its_limit_lets_clients_wait_in_the_backlog() {
     let stack = Example::start("stack", &["--max-connections", "1"]).await;

@@ -30,6 +30,7 @@ use tokio::runtime;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
+use tower_tcp::bind::SocketOptions;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::observe::ConnectionTraceLayer;
 use tower_tcp::pipeline::{Limits, Watermarks};
@@ -49,6 +50,10 @@ mod door;
 mod inline;
 mod resp;
 mod store;
+
+/// The time after which the system probes a silent client, as in Redis. Without these probes, the
+/// connections of a machine that has vanished would stay open forever, unless `--timeout` is set.
+const KEEPALIVE: Duration = Duration::from_secs(300);
 
 /// Speaks the Redis protocol: strings, lists, publish and subscribe, in memory.
 #[derive(Parser)]
@@ -114,6 +119,7 @@ async fn serve(args: Args) -> Result<(), BoxError> {
         .name("redis")
         .address_filter(filter)
         .limit(ConnectionLimit::unlimited()) // the limit in the stack is enough
+        .socket_options(SocketOptions::default().keepalive(KEEPALIVE))
         .listen_all(args.listen)
         .bind()
         .await?;
