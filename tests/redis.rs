@@ -383,6 +383,19 @@ async fn commands_do_what_redis_says_they_do() {
             &["+OK", "-ERR value is not an integer or out of range"],
         ),
         (
+            "SET k 007\nINCR k\nGET k\n",
+            &[
+                "+OK",
+                "-ERR value is not an integer or out of range",
+                "$3",
+                "007",
+            ],
+        ),
+        (
+            "SET k v EX +9\nSET k v PX 09\nLRANGE l -0 1\n",
+            &["-ERR value is not an integer or out of range"; 3],
+        ),
+        (
             "SET k 9223372036854775807\nINCR k\n",
             &["+OK", "-ERR increment or decrement would overflow"],
         ),
@@ -556,13 +569,14 @@ async fn a_subscriber_may_do_only_what_subscribers_may_until_it_has_left() {
     let redis = redis();
 
     let said = redis
-        .says("SUBSCRIBE a\nPING\nGET k\nUNSUBSCRIBE b\nUNSUBSCRIBE\nGET k\n")
+        .says("SUBSCRIBE a\nPING\nPING x y\nGET k\nUNSUBSCRIBE b\nUNSUBSCRIBE\nGET k\n")
         .await;
 
     assert_eq!(
         said.join(" "),
         "*3 $9 subscribe $1 a :1 \
          *2 $4 pong $0  \
+         -ERR wrong number of arguments for 'ping' command \
          -ERR Can't execute 'get': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET \
          are allowed in this context \
          *3 $11 unsubscribe $1 b :1 \

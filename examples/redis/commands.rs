@@ -15,7 +15,7 @@ use tower_tcp::{BoxError, Handle, Peer, Reply};
 
 use super::channels::{Channels, Subscriber};
 use super::resp::{Confirmation, Frame, ProtocolError, Request, Version, Words};
-use super::store::{Condition, Store, StoreError, Text};
+use super::store::{Condition, Store, StoreError, Text, number};
 
 /// The length of the longest command name, `unsubscribe`.
 const LONGEST_NAME: usize = 11;
@@ -65,8 +65,6 @@ enum Refused {
     Channels,
     #[error("ERR syntax error")]
     Syntax,
-    #[error("ERR value is not an integer or out of range")]
-    NotInteger,
     #[error("NOPROTO unsupported protocol version")]
     Version,
     #[error("ERR Syntax error in HELLO option '{0}'")]
@@ -203,7 +201,7 @@ impl Session {
             Command::LPush => Frame::count(store.push_front(arg(), args.skip(1))?),
             Command::LPop => optional(store.pop_front(arg())?),
             Command::LRange => {
-                let (key, start, stop) = (arg(), integer(arg())?, integer(arg())?);
+                let (key, start, stop) = (arg(), number(arg())?, number(arg())?);
                 let found = store.range(key, start, stop)?;
                 return Ok(items(found.into_iter().map(Frame::Value)));
             }
@@ -218,14 +216,12 @@ impl Session {
             }
             Command::Del => Frame::count(store.remove(args)),
             Command::Exists => Frame::count(store.count(args)),
+            Command::Ping if request.len() > 2 => return Err(Refused::Arguments(command.name())),
             Command::Ping if self.is_subscribed() => {
                 Frame::Array(vec![Frame::text("pong"), Frame::Bulk(request.share(arg()))])
             }
-            Command::Ping => match request.len() {
-                1 => Frame::PONG,
-                2 => Frame::Bulk(request.share(arg())),
-                _ => return Err(Refused::Arguments(command.name())),
-            },
+            Command::Ping if request.len() == 1 => Frame::PONG,
+            Command::Ping => Frame::Bulk(request.share(arg())),
             Command::Echo => Frame::Bulk(request.share(arg())),
             Command::Publish => return Ok(self.publish(request)),
             Command::Subscribe => return self.subscribe(request),
@@ -396,11 +392,6 @@ fn shown(word: &[u8]) -> String {
     word[..word.len().min(128)].escape_ascii().to_string()
 }
 
-fn integer(word: &[u8]) -> Result<i64, Refused> {
-    let text = std::str::from_utf8(word).map_err(|_| Refused::NotInteger)?;
-    text.parse().map_err(|_| Refused::NotInteger)
-}
-
 /// SET key value [NX | XX] [EX seconds | PX milliseconds]
 fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
     let (key, value) = (
@@ -433,7 +424,7 @@ fn set(store: &Store, mut args: Words<'_>) -> Result<Frame, Refused> {
 
 /// Parses a time. Returns `None` if it is not greater than zero.
 fn time(word: Option<&[u8]>) -> Result<Option<u64>, Refused> {
-    let n = integer(word.ok_or(Refused::Syntax)?)?;
+    let n = number(word.ok_or(Refused::Syntax)?)?;
     Ok(u64::try_from(n).ok().filter(|&n| n > 0))
 }
 

@@ -122,10 +122,7 @@ impl Store {
         };
         let n: i64 = match &entry.value {
             Value::Number(n) => *n,
-            Value::String(text) => std::str::from_utf8(text)
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .ok_or(StoreError::NotInteger)?,
+            Value::String(text) => number(text)?,
             Value::List(_) => return Err(StoreError::WrongType),
         };
         let n = n.checked_add(1).ok_or(StoreError::Overflow)?;
@@ -200,6 +197,16 @@ impl Store {
         }
         keys
     }
+}
+
+/// Parses an integer. As in Redis, it has no plus sign and does not begin with a zero, so that a
+/// number is never changed by being stored as one.
+pub(crate) fn number(word: &[u8]) -> Result<i64, StoreError> {
+    let digits = word.strip_prefix(b"-").unwrap_or(word);
+    let plain = word == b"0" || matches!(digits, [b'1'..=b'9', ..]);
+    let text = std::str::from_utf8(word).ok().filter(|_| plain);
+    let number = text.and_then(|text| text.parse().ok());
+    number.ok_or(StoreError::NotInteger)
 }
 
 impl Value {
