@@ -7,10 +7,11 @@
 //! mosquitto_pub -t house/kitchen/heat -m 21 -q 1
 //! ```
 //!
-//! Messages are delivered at most once, as each SUBACK states, and a PUBLISH that asks for an
-//! acknowledgement gets one. A slow subscriber misses messages, and is closed if it takes nothing
-//! for 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends
-//! with its connection, even if its client requests a longer one: `session present` is never set.
+//! Messages are delivered at most once, as each SUBACK states. A PUBLISH with `QoS 1` is
+//! acknowledged, and one with `QoS 2` ends its connection. A client of another version of MQTT,
+//! such as 5, is told so. A slow subscriber misses messages, and is closed if it takes nothing for
+//! 30 s. Retained messages, wildcards, last wills and keepalives are supported. A session ends with
+//! its connection, even if its client requests a longer one: `session present` is never set.
 //!
 //! Each topic filter has its own group of subscribers, so a message that matches several filters of
 //! a client is sent to this client once for each filter, as the standard allows.
@@ -28,7 +29,7 @@ use clap::Parser;
 use lru::LruCache;
 use mqtt_proto::v3::{Connack, Connect, ConnectReturnCode, Packet, Publish, Suback};
 use mqtt_proto::v3::{Subscribe, SubscribeReturnCode};
-use mqtt_proto::{QosPid, TopicName};
+use mqtt_proto::{Error, Protocol, QosPid, TopicName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
@@ -115,7 +116,13 @@ impl Decoder for Packets {
                 if src.len() < whole {
                     return Ok(None);
                 }
-                let packet = Packet::decode(&src.split_to(whole)).map_err(io::Error::other)?;
+                let packet = match Packet::decode(&src.split_to(whole)) {
+                    Err(Error::UnexpectedProtocol(_)) => Some(another_version()),
+                    Err(Error::InvalidProtocol(name, _)) if &*name == "MQTT" => {
+                        Some(another_version())
+                    }
+                    decoded => decoded.map_err(io::Error::other)?,
+                };
                 return packet.map(Some).ok_or(io::ErrorKind::InvalidData.into());
             }
         }
@@ -125,6 +132,14 @@ impl Decoder for Packets {
             Err(io::ErrorKind::InvalidData.into())
         }
     }
+}
+
+/// Returns a CONNECT that stands for one of another version of MQTT, so that it can be answered.
+fn another_version() -> Packet {
+    Packet::Connect(Connect {
+        protocol: Protocol::V500,
+        ..Connect::new("".into(), 0)
+    })
 }
 
 impl Encoder<Packet> for Packets {
@@ -205,6 +220,9 @@ impl Session<Packet> for Client {
         Ok(match packet {
             Packet::Connect(connect) if !self.connected => self.connect(connect),
             _ if !self.connected => return Err(broken("a packet before CONNECT")),
+            Packet::Publish(message) if message.topic_name.is_empty() => {
+                return Err(broken("an empty topic"));
+            }
             Packet::Publish(message) => {
                 let ack = match message.qos_pid {
                     QosPid::Level0 => None,
@@ -241,9 +259,12 @@ fn broken(rule: &'static str) -> BoxError {
 impl Client {
     fn connect(&mut self, connect: Connect) -> Reply<Packet> {
         let nameless = connect.client_id.is_empty();
-        let code = match nameless && !connect.clean_session || connect.client_id.len() > MAX_NAME {
-            true => ConnectReturnCode::IdentifierRejected,
-            false => ConnectReturnCode::Accepted,
+        let code = if connect.protocol == Protocol::V500 {
+            ConnectReturnCode::UnacceptableProtocolVersion
+        } else if nameless && !connect.clean_session || connect.client_id.len() > MAX_NAME {
+            ConnectReturnCode::IdentifierRejected
+        } else {
+            ConnectReturnCode::Accepted
         };
         let reply = Reply::from(Packet::Connack(Connack::new(false, code)));
         if code != ConnectReturnCode::Accepted {

@@ -170,6 +170,25 @@ async fn a_will_is_published_unless_its_client_says_goodbye() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_of_another_version_is_told_so() {
+    for level in [5, 6, 0x84] {
+        let served = serve(stack());
+        let mut client = served.stream().await;
+        // A CONNECT of version 5 has a length of properties, here zero, in front of the name.
+        let connect = [
+            b"\x10\x0d\x00\x04MQTT",
+            &[level][..],
+            b"\x02\x00\x3c\x00\x00\x00",
+        ];
+        client.write_all(&connect.concat()).await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+
+        assert_eq!(answer, b"\x20\x02\x00\x01", "{level}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_client_may_not_send_ends_its_connection() {
     for (packets, reason) in [
         // A PINGREQ before CONNECT.
@@ -215,6 +234,7 @@ async fn filters_over_the_limits_end_their_connection() {
 async fn what_is_not_supported_ends_the_connection_as_the_clients_fault() {
     for packet in [
         message(QosPid::Level2(pid()), "a", "1", false),
+        message(QosPid::Level0, "", "1", false),
         Packet::Pingresp,
         Packet::Connect(Connect::new("".into(), 0)),
     ] {
