@@ -12,9 +12,10 @@
 //! for it. So besides the items, the server holds at most one request and one value for each
 //! connection, however slowly its client reads.
 //!
-//! It differs from memcached in three ways. The data block that a bad command announces is skipped,
+//! It differs from memcached in four ways. The data block that a bad command announces is skipped,
 //! so that it is never run as commands. An `exptime` is always a number of seconds from now, never
-//! a date. `flush_all` takes no delay.
+//! a date. `flush_all` takes no delay. A line of more than 64 KiB ends its connection, even if it
+//! is a `get` of many keys.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -35,6 +36,8 @@ use tower_tcp::frame::{InOut, Lines, LinesError};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::{BoxError, ConnectionService, Pipeline, Reply, Server, signal};
 
+/// The maximum length of a key, in bytes.
+const MAX_KEY: usize = 250;
 /// The maximum length of a value, in bytes.
 const MAX_VALUE: usize = 1024 * 1024;
 /// The time for which a client may be silent. It is long, because clients keep connections for
@@ -43,6 +46,8 @@ const MAX_VALUE: usize = 1024 * 1024;
 const IDLE: Duration = Duration::from_secs(60 * 60);
 /// The commands that are followed by a block of data. Its length is the fifth word of the command.
 const STORE: [&[u8]; 6] = [b"set", b"add", b"replace", b"append", b"prepend", b"cas"];
+/// The other commands with one key.
+const CHANGE: [&[u8]; 4] = [b"incr", b"decr", b"delete", b"touch"];
 
 const FORMAT: &str = "CLIENT_ERROR bad command line format";
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
@@ -174,6 +179,9 @@ type Answer<T = Bytes> = Result<T, &'static str>;
 fn reply(cache: &Arc<Mutex<Cache>>, (line, data): Request) -> Reply<Bytes> {
     let mut words = words(&line);
     match words[..] {
+        [b"get" | b"gets", ref keys @ ..] if keys.iter().any(|key| key.len() > MAX_KEY) => {
+            return Bytes::from(FORMAT).into();
+        }
         [b"get" | b"gets", _, ..] => return values(Arc::clone(cache), &words),
         [b"quit"] => return Reply::none().close(),
         [b"version" | b"stats" | b"quit", _, ..] => return Bytes::from("ERROR").into(),
@@ -204,6 +212,11 @@ fn values(cache: Arc<Mutex<Cache>>, words: &[&[u8]]) -> Reply<Bytes> {
 
 fn answer(cache: &mut Cache, words: &[&[u8]], data: Answer) -> Answer {
     match *words {
+        [verb, key, ..]
+            if key.len() > MAX_KEY && (STORE.contains(&verb) || CHANGE.contains(&verb)) =>
+        {
+            Err(FORMAT)
+        }
         [verb, key, flags, exptime, len, ref cas @ ..] if STORE.contains(&verb) => {
             if data.is_err() {
                 cache.remove(key); // nobody may read the outdated value
@@ -311,7 +324,7 @@ impl Cache {
     fn replace(&mut self, key: &[u8], new: impl FnOnce(Option<&Item>) -> Answer<Item>) -> Answer {
         let mut item = new(self.find(key).as_deref())?;
         let value = item.value.clone();
-        if key.len() > 250 || value.len() > MAX_VALUE {
+        if value.len() > MAX_VALUE {
             return Err(TOO_LARGE);
         }
         self.remove(key);

@@ -219,9 +219,14 @@ async fn keys_and_values_have_memcacheds_limits() {
         format!("STORED\r\nVALUE {longest} 0 {MIB}\r\n{value}\r\nEND\r\n")
     );
 
-    let requests = format!("set {longer} 0 0 1\r\nx\r\nget {longer}\r\n");
-    let refused = "SERVER_ERROR object too large for cache\r\nEND\r\n";
-    assert_eq!(served.exchange(&requests).await, refused);
+    let requests = format!(
+        "set {longer} 0 0 1\r\nx\r\nget {longer}\r\ngets a {longer}\r\nincr {longer} 1\r\n\
+         decr {longer} 1\r\ndelete {longer}\r\ntouch {longer} 0\r\n\
+         set {longer} 0 0 1 noreply\r\nx\r\nwhat {longer}\r\n"
+    );
+    let refused = "CLIENT_ERROR bad command line format\r\n".repeat(7);
+    let answers = served.exchange(&requests).await;
+    assert_eq!(answers, refused + "ERROR\r\n");
     let requests = format!("append {longest} 0 0 1\r\nx\r\n");
     let refused = "SERVER_ERROR object too large for cache\r\n";
     assert_eq!(served.exchange(&requests).await, refused);
