@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower::ServiceExt;
 use tower_tcp::health::{Health, HealthChecks};
 use tower_tcp::http::RequestBody;
-use tower_tcp::http::hyper::header::{CONTENT_TYPE, ORIGIN, REFRESH};
+use tower_tcp::http::hyper::header::{ALLOW, CONTENT_TYPE, ORIGIN, REFRESH};
 use tower_tcp::http::hyper::{Method, Request, Response, StatusCode};
 
 use crate::actions::Actions;
@@ -54,7 +54,8 @@ impl Admin {
                 let (status, said) = self.act(&request, action).await;
                 answer.status(status).body(format!("{said}\n"))
             }
-            (&Method::GET, page) => match *page {
+            // hyper sends no body in the answer to a HEAD request.
+            (&Method::GET | &Method::HEAD, page) => match *page {
                 [""] => answer.body(INDEX.to_owned()),
                 ["status"] => answer.body(self.status()),
                 ["metrics"] => {
@@ -76,7 +77,8 @@ impl Admin {
             },
             _ => answer
                 .status(StatusCode::METHOD_NOT_ALLOWED)
-                .body("GET or POST\n".to_owned()),
+                .header(ALLOW, "GET, HEAD, POST")
+                .body("GET, HEAD or POST\n".to_owned()),
         };
         Ok(answer.expect("constants make good headers"))
     }

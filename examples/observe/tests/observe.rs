@@ -378,6 +378,22 @@ async fn what_is_not_there_is_not_found() {
     assert!(answer.head.starts_with("HTTP/1.1 404"), "{}", answer.head);
 }
 
+#[tokio::test]
+async fn each_page_answers_head_and_names_its_methods_to_others() {
+    let example = Example::start(&[]).await;
+
+    for page in ["/", "/status", "/metrics", "/connections", "/live"] {
+        let answer = request(example.admin, "HEAD", page, "").await;
+        let head = answer.head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200"), "{page}: {head}");
+        assert!(answer.body.is_empty(), "{page}: {}", answer.body);
+        let answer = request(example.admin, "PUT", page, "").await;
+        let head = answer.head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 405"), "{page}: {head}");
+        assert!(head.contains("\r\nallow: get, head"), "{page}: {head}");
+    }
+}
+
 /// Returns the status and the first word of the answer to a readiness check.
 async fn ready(example: &Example) -> (String, String) {
     let answer = example.get("/ready").await;
