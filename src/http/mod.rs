@@ -247,8 +247,12 @@ impl Default for HttpSettings {
 /// Sets the settings that [`Http::configure`] cannot change.
 fn keep_own(http1: &mut http1::Builder) {
     // `Ahead` notices the peer's end of input, and `Clock` enforces the deadlines for half-closed
-    // peers and for request heads.
-    http1.half_close(true).header_read_timeout(None);
+    // peers and for request heads. With `pipeline_flush`, hyper would keep a response while a part
+    // of the next request is buffered, and `Stage::park` would lose this response.
+    http1
+        .half_close(true)
+        .header_read_timeout(None)
+        .pipeline_flush(false);
 }
 
 impl HttpSettings {
@@ -324,10 +328,11 @@ impl<K> Http<K> {
     /// stays 1 MiB, so one connection can make the server buffer 16 MiB only with 16 streams that
     /// are not read. To change a connection's window, set `initial_connection_window_size`.
     ///
-    /// hyper's HTTP/1 settings `header_read_timeout` and `half_close` have no effect here. The
-    /// first does not distinguish a request's head from the idle time before it, so use
-    /// [`Deadlines::frame`] and [`Deadlines::idle`] in its place. In place of the second,
-    /// use [`Deadlines::half_closed`].
+    /// hyper's HTTP/1 settings `header_read_timeout`, `half_close` and `pipeline_flush` have no
+    /// effect here. The first does not distinguish a request's head from the idle time before it,
+    /// so use [`Deadlines::frame`] and [`Deadlines::idle`] in its place. In place of the second,
+    /// use [`Deadlines::half_closed`]. The third would hold a response back until the rest of the
+    /// next request has arrived.
     ///
     /// ```
     /// # use tower_tcp::http::{Http, RequestBody, hyper::{Request, Response}};

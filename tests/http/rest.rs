@@ -249,6 +249,23 @@ async fn half_a_head_behind_a_busy_request_has_its_own_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn half_a_head_behind_a_request_does_not_hold_its_answer_back() {
+    // With this setting, hyper itself would hold the answer back.
+    let http = http().configure(|hyper| {
+        hyper.http1().pipeline_flush(true);
+    });
+    let served = serve(http);
+    let mut client = served.client().await;
+    let (half, rest) = KINDS[0].0.split_at(20);
+
+    client.send(format!("{GET}{half}")).await;
+
+    assert_eq!(answer(&mut client).await.body, "/");
+    client.send(rest).await;
+    assert_eq!(answer(&mut client).await.body, "/a");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_busy_connection_is_drained_like_one_at_rest() {
     for tls in [false, true] {
         for more in ["", &GET[..20]] {
