@@ -113,7 +113,7 @@ impl Panicked {
         clippy::mem_forget,
         reason = "a payload whose drop panics can only be leaked"
     )]
-    fn new(payload: Box<dyn Any + Send>) -> Self {
+    pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
         let message = payload
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())

@@ -129,9 +129,10 @@ where
                 }
                 Self::Http2 { hyper, tasks } => {
                     let served = hyper.as_mut().poll(cx);
-                    if served.is_pending() {
-                        let left = tasks.reap(cx);
-                        progress.streams.store(left, Ordering::Relaxed);
+                    let (left, panicked) = tasks.reap(cx);
+                    progress.streams.store(left, Ordering::Relaxed);
+                    if let Some(panicked) = panicked {
+                        drop(progress.panicked(panicked));
                     }
                     return served.map_err(Into::into);
                 }

@@ -8,6 +8,8 @@ use hyper::rt::Executor;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
+use crate::error::Panicked;
+
 /// Spawns the tasks of one HTTP/2 connection for hyper. They are aborted when the connection ends.
 ///
 /// This type is public only because it is a type parameter of hyper's builder in
@@ -41,12 +43,18 @@ impl Tasks {
     }
 
     /// Removes finished tasks and registers a wakeup for the next one that finishes. Returns the
-    /// number of tasks left.
-    pub(super) fn reap(&self, cx: &mut Context<'_>) -> usize {
+    /// number of tasks left, and a panic that has ended one of the finished tasks.
+    ///
+    /// Panics of a service's future and of `poll_frame` of a response's body are caught inside the
+    /// task. So the panic is that of other user code, such as the `Drop` of these two.
+    pub(super) fn reap(&self, cx: &mut Context<'_>) -> (usize, Option<Panicked>) {
+        let mut panicked = None;
         let mut set = self.0.lock();
-        // The results are ignored, because a handler's panic was already caught inside its task.
-        while let Poll::Ready(Some(_)) = set.poll_join_next(cx) {}
-        set.len()
+        while let Poll::Ready(Some(done)) = set.poll_join_next(cx) {
+            let payload = done.err().and_then(|err| err.try_into_panic().ok());
+            panicked = payload.map(Panicked::new).or(panicked);
+        }
+        (set.len(), panicked)
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
@@ -284,6 +286,71 @@ async fn a_panic_in_a_body_ends_its_connection() {
     client.send(GET).await;
 
     assert_eq!(served.reason().await, EndReason::Panic);
+}
+
+/// A response's body without a byte, which panics where it is told to.
+struct Panics(&'static str);
+
+impl Body for Panics {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic_if(self.0 == "poll_frame");
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        panic_if(self.0 == "is_end_stream");
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        panic_if(self.0 == "size_hint");
+        SizeHint::default()
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        panic_if(self.0 == "drop");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_anywhere_in_a_body_ends_its_connection() {
+    for whence in ["poll_frame", "is_end_stream", "size_hint", "drop"] {
+        let service = service_fn(move |request: Request<RequestBody>| async move {
+            if request.uri().path() == "/slow" {
+                sleep(Duration::from_secs(10)).await;
+            }
+            Ok::<_, Infallible>(Response::new(match request.uri().path() {
+                "/slow" => Panics("nowhere"),
+                _ => Panics(whence),
+            }))
+        });
+        let served = serve(Http::new(service));
+
+        let mut client = served.client().await;
+        client.send(GET).await;
+        assert_eq!(served.reason().await, EndReason::Panic, "{whence}");
+
+        let (sender, _connection) = http2(connect(&served).await).await;
+        let slow = tokio::spawn(sender.send_request(get("/slow")));
+        let begun = Instant::now();
+        // A panic at the drop comes after the response.
+        let _panicked = sender.send_request(get("/")).await;
+        let end = served.end().await;
+        assert_eq!(end.reason(), EndReason::Panic, "{whence}");
+        let cause = end.error().expect("there is a cause");
+        assert!(find_cause::<Panicked>(cause).is_some());
+        // What runs beside it is answered.
+        assert_eq!(begun.elapsed().as_secs(), 10, "{whence}");
+        slow.await.expect("it ran").expect("an answer");
+    }
 }
 
 #[tokio::test(start_paused = true)]
