@@ -3,6 +3,8 @@
 
 #[path = "support/certificates.rs"]
 mod certificates;
+#[path = "support/http2.rs"]
+mod http2;
 mod support;
 
 use std::collections::BTreeMap;
@@ -13,12 +15,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper::{Request, Response};
 use tokio::io::DuplexStream;
 use tokio::net::UnixSocket;
 use tokio::time::{sleep, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
+use tower_tcp::http::{Http, RequestBody};
 use tower_tcp::observe::{ConnectionTraceLayer, RequestTraceLayer};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -34,6 +41,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use certificates::certified;
+use http2::http2;
 use support::{Client, Clients, Ends, settled};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -676,6 +684,35 @@ async fn k2_what_errors_say_is_escaped_where_they_end_no_connection() {
     let error = events[0].fields.get("error");
     assert!(error.contains("\\u{1b}[2J"), "{error:?}");
     assert!(!is_raw(error), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_ends_only_its_http2_stream_is_reported_once() {
+    for in_body in [false, true] {
+        let (capture, _guard) = Capture::begin();
+        let fail = service_fn(move |_: Request<RequestBody>| {
+            let failed = BoxError::from("one\r\ntwo");
+            ready(if in_body {
+                let body = stream::iter([Ok(Frame::data(Bytes::from("half"))), Err(failed)]);
+                Ok(Response::new(StreamBody::new(body)))
+            } else {
+                Err(failed)
+            })
+        });
+        let served = serve(Http::new(fail));
+        let (sender, connection) = http2(served.stream().await).await;
+        let request = Request::get("http://localhost/").body(());
+
+        let response = sender.send_request(request.unwrap()).await;
+
+        // The reset of the stream overtakes a response that is not written yet.
+        assert!(response.is_err());
+        drop((sender, connection));
+        assert_eq!(served.reason().await, EndReason::PeerClosed);
+        let events = capture.events("request.failed");
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].fields.get("error"), "one\\r\\ntwo");
+    }
 }
 
 #[tokio::test]

@@ -73,8 +73,9 @@
 //! other cases. An error ends an HTTP/1 connection with
 //! [`ServiceError`](crate::EndReason::ServiceError), or with the reason of a
 //! [`ConnectionEnded`](crate::ConnectionEnded) in the error. In HTTP/2 an error resets the stream of
-//! its request, and is reported by the event `request.failed`. A panic ends the connection with
-//! [`Panic`](crate::EndReason::Panic), in HTTP/2 after its other streams are done.
+//! its request, and is reported by the event `request.failed`. An error of a response's body has
+//! the same effect. A panic ends the connection with [`Panic`](crate::EndReason::Panic), in HTTP/2
+//! after its other streams are done.
 //!
 //! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 414, 431 or `GOAWAY`)
 //! and ends the connection with [`CodecError`](crate::EndReason::CodecError) or

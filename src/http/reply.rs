@@ -57,7 +57,13 @@ where
         };
         Poll::Ready(frame.map(|frame| match frame {
             Ok(frame) => Ok(frame.map_data(queued)),
-            Err(err) => Err(err.into()),
+            Err(err) => {
+                let err = err.into();
+                if multiplexed {
+                    progress.request_failed(&err);
+                }
+                Err(err)
+            }
         }))
     }
 

@@ -18,7 +18,6 @@ use super::body::RequestBody;
 use super::progress::{Progress, RequestGuard};
 use super::reply::ReplyBody;
 use crate::error::{BoxError, caught};
-use crate::observe::{ErrorChain, signed};
 
 /// An empty map with space for seven extensions. Its clones have the same space. `Extensions` has
 /// no `with_capacity`, and the first allocation of a new map has space for three. axum inserts up
@@ -130,14 +129,7 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    // hyper resets only the stream of this request; the connection continues.
-                    let id = signed(progress.info().id().get());
-                    let error = ErrorChain(&*err);
-                    tracing::warn!(
-                        target: "tower_tcp",
-                        { connection.id = id, %error },
-                        "request.failed",
-                    );
+                    progress.request_failed(&err);
                 }
                 Err(err)
             }
