@@ -177,6 +177,17 @@ impl EndReason {
         }
     }
 
+    /// Classifies hyper's error of the body of an HTTP/1 request, which a service has passed on as
+    /// its own error.
+    pub(crate) fn of_request_body(err: &hyper::Error) -> Self {
+        match find_cause::<io::Error>(err).map(io::Error::kind) {
+            // The kinds that hyper's decoder of chunks uses.
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::CodecError,
+            // The peer left before the response.
+            _ => Self::PeerReset,
+        }
+    }
+
     /// Returns whether the reason is a failure of the stream.
     pub(crate) fn is_of_stream(self) -> bool {
         matches!(self, Self::PeerReset | Self::Truncated | Self::IoError)

@@ -72,9 +72,12 @@
 //! A service should return an error only for a request that it cannot answer, and a response in all
 //! other cases. An error ends an HTTP/1 connection with
 //! [`ServiceError`](crate::EndReason::ServiceError), or with the reason of a
-//! [`ConnectionEnded`](crate::ConnectionEnded) in the error. In HTTP/2 an error resets the stream of
-//! its request, and is reported by the event `request.failed`. An error of a response's body has
-//! the same effect. A panic ends the connection with [`Panic`](crate::EndReason::Panic), in HTTP/2
+//! [`ConnectionEnded`](crate::ConnectionEnded) in the error. If the error contains a
+//! [`RequestBodyError`], the reason is [`PeerReset`](crate::EndReason::PeerReset) (the peer has
+//! left), [`CodecError`](crate::EndReason::CodecError) (the body is malformed) or
+//! [`BodyTimeout`](crate::EndReason::BodyTimeout). In HTTP/2 an error resets the stream of its
+//! request, and is reported by the event `request.failed`. An error of a response's body has the
+//! same effect. A panic ends the connection with [`Panic`](crate::EndReason::Panic), in HTTP/2
 //! after its other streams are done.
 //!
 //! Input that is not HTTP, or that exceeds hyper's limits, is answered (400, 414, 431 or `GOAWAY`)

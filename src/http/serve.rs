@@ -11,7 +11,7 @@ use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service;
 
-use super::body::RequestBody;
+use super::body::{RequestBody, RequestBodyError};
 use super::clock::{Clock, Due};
 use super::lent::{Owner, lend};
 use super::progress::{BodyLimits, Progress};
@@ -22,7 +22,7 @@ use crate::close::Linger;
 use crate::connection::{Connection, ConnectionInfo};
 use crate::deadline::{Borrower, Deadlines, Watch};
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, ServiceError};
+use crate::error::{BoxError, ServiceError, find_cause};
 use crate::make::{CloneForRequest, Maker};
 use crate::signals::Signal;
 
@@ -219,6 +219,10 @@ fn hyper_error(
     is_closing: bool,
 ) -> Option<ConnectionEnded> {
     let err = served.err()?;
+    if let Some(RequestBodyError::Unreadable(unread)) = find_cause(&*err) {
+        let otherwise = EndReason::of_request_body(unread);
+        return Some(ConnectionEnded::of(err, otherwise));
+    }
     let otherwise = EndReason::of_hyper(&*err, progress.as_failed());
     let ended = ConnectionEnded::of(err, otherwise);
     // During a graceful close with no request in progress, the peer may disconnect in any way, so

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::error::{Panicked, find_cause};
-use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::http::{Http, RequestBody, RequestBodyError};
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, ConnectionEnded, ConnectionInfo, EndReason};
 
@@ -363,6 +363,42 @@ async fn an_error_of_the_service_ends_an_http1_connection() {
 
     assert!(client.rest().await.is_empty());
     assert_eq!(served.reason().await, EndReason::ServiceError);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_off_is_not_the_fault_of_a_service_that_passes_its_error_on() {
+    const HEAD: &str = "POST / HTTP/1.1\r\nhost: a\r\n";
+    const CHUNKED: &str = "transfer-encoding: chunked\r\n\r\n2\r\nst\r\n";
+    for (body, leaves, reason) in [
+        ("content-length: 4\r\n\r\nst", true, EndReason::PeerReset),
+        ("content-length: 4\r\n\r\nst", false, EndReason::BodyTimeout),
+        (CHUNKED, true, EndReason::PeerReset),
+        (&format!("{CHUNKED}2"), true, EndReason::PeerReset),
+        (&format!("{CHUNKED}x"), false, EndReason::CodecError),
+    ] {
+        for echoes in [false, true] {
+            let service = service_fn(move |request: Request<RequestBody>| async move {
+                let body = request.into_body();
+                let body = if echoes {
+                    body.boxed()
+                } else {
+                    let read = body.collect().await?.to_bytes();
+                    Full::new(read).map_err(|never| match never {}).boxed()
+                };
+                Ok::<_, RequestBodyError>(Response::new(body))
+            });
+            let served = serve(Http::new(service));
+            let mut client = served.client().await;
+            client.send([HEAD, body].concat()).await;
+            settled().await;
+
+            let stays = (!leaves).then_some(client);
+
+            let end = served.end().await;
+            assert_eq!(end.reason(), reason, "{body:?}");
+            drop(stays);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
