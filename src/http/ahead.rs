@@ -83,11 +83,7 @@ impl Ahead {
 
     /// Puts back bytes that hyper has read and not used.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
-        // hyper ignores empty lines before a request, so they are not put back.
-        let skip = bytes
-            .iter()
-            .take_while(|byte| matches!(byte, b'\r' | b'\n'));
-        let bytes = &bytes[skip.count()..];
+        let bytes = behind_empty_lines(bytes);
         if !bytes.is_empty() {
             self.bytes = Bytes::from([bytes, &self.bytes[..]].concat());
         }
@@ -126,10 +122,14 @@ impl Ahead {
             let mut block = [MaybeUninit::uninit(); FIRST];
             let mut buf = ReadBuf::uninit(&mut block);
             let read = ready!(Pin::new(&mut *conn).poll_read(cx, &mut buf));
-            if buf.filled().is_empty() {
+            let mut filled = buf.filled();
+            if filled.is_empty() {
                 self.end = Some(read);
-            } else {
-                self.append(buf.filled());
+            } else if conn.life().requests() > 0 {
+                filled = behind_empty_lines(filled);
+            }
+            if !filled.is_empty() {
+                self.append(filled);
             }
         }
     }
@@ -217,4 +217,13 @@ impl Ahead {
             }
         }
     }
+}
+
+/// Returns the input without the empty lines at its beginning. hyper ignores empty lines before a
+/// request, so they do not begin one.
+fn behind_empty_lines(bytes: &[u8]) -> &[u8] {
+    let lines = bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'));
+    &bytes[lines.count()..]
 }

@@ -230,6 +230,27 @@ async fn empty_lines_behind_a_request_are_no_head_that_has_begun() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn empty_lines_during_a_rest_are_no_head_that_has_begun() {
+    for tls in [false, true] {
+        let (served, mut client) = over(tls).await;
+        client.send(GET).await;
+        answer(&mut client).await;
+        let begun = Instant::now();
+        for lines in ["\r\n", "\n", "\r\n\r\n"] {
+            sleep(Duration::from_secs(1)).await;
+            client.send(lines).await;
+        }
+
+        assert!(client.rest().await.is_empty());
+
+        // `idle`, not `frame`, and the lines do not restart it.
+        assert_eq!(begun.elapsed().as_secs(), 75);
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn half_a_head_behind_a_busy_request_has_its_own_deadline() {
     for tls in [false, true] {
         let (_served, mut client) = over(tls).await;
