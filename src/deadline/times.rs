@@ -150,8 +150,9 @@ deadlines! {
         /// from the moment when the reply to it was completely written to the system, if that is
         /// later. Frames and messages that the program sends do not restart the time, so they do
         /// not keep open a connection whose peer is gone.
-        /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. For
-        /// a raw service, bytes read and bytes written both restart the time.
+        /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. If
+        /// another task holds the unread body of an answered HTTP request, and for a raw service,
+        /// bytes read and bytes written both restart the time.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. If the
         /// server waits longer, the balancer closes first, and it knows that no request is in
@@ -362,9 +363,9 @@ deadlines! {
         /// [`Deadlines::body`] does. If such a wait begins during the drain, the time counts from
         /// the beginning of the wait.
         ///
-        /// During the graceful close of an HTTP/1 connection, the time also limits the wait for
-        /// another task that still holds the unread body of an answered request. Each byte restarts
-        /// the time. When the time is over, the connection closes. With `None`, this wait has no
+        /// During the graceful close of a connection, the time also limits the wait for another
+        /// task that still holds the unread body of an answered request. Each byte restarts the
+        /// time. When the time is over, the connection closes. With `None`, this wait has no
         /// deadline.
         ///
         /// Default: 3 s. Why: as long as for a [`frame`](Self::frame). When reached: as for

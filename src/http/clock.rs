@@ -34,8 +34,8 @@ enum Waiting {
     /// to take output. Once the peer has finished sending, `half_closed` bounds this wait. While
     /// output is pending, `write` and `min_rate` bound it instead.
     Busy,
-    /// HTTP/1 only: the connection waits for another task to read the rest of the body of a request
-    /// that is already answered.
+    /// The connection waits for another task to read the rest of the body of a request that is
+    /// already answered.
     Unread,
     FirstByte,
     Head,
@@ -231,6 +231,8 @@ impl Clock {
             Waiting::Busy
         } else if progress.has_streams() {
             Waiting::Tunnels
+        } else if progress.is_multiplexed() && progress.has_unread_bodies() {
+            Waiting::Unread
         } else if progress.is_multiplexed() {
             Waiting::NextRequest
         } else if rest != Rest::No && requests == 0 {
@@ -361,7 +363,14 @@ impl Clock {
                 due(Moment::START, deadlines.first_byte, silent)
             }
             (Waiting::Head, _) => due(since, deadlines.frame, Due::End(EndReason::FrameTimeout)),
-            (Waiting::Unread, None) => due(since.max(self.moved.1), deadlines.idle, idle),
+            (Waiting::Unread, None) => {
+                let idle = if progress.is_multiplexed() {
+                    Due::Close(EndReason::IdleTimeout)
+                } else {
+                    idle
+                };
+                due(since.max(self.moved.1), deadlines.idle, idle)
+            }
             (Waiting::Unread, Some(closing)) => due(
                 since.max(self.moved.1).max(closing),
                 deadlines.drain.body,

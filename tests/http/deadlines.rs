@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 use tower_tcp::EndReason;
@@ -392,6 +393,56 @@ async fn a_body_that_another_task_leaves_unread_behind_the_answer_is_bounded_by_
     assert_eq!(served.reason().await, EndReason::IdleTimeout);
     // The idle time, and 2 s of linger, because the peer does not close.
     assert_eq!(begun.elapsed().as_secs(), 75 + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_such_a_body_is_bounded_while_nothing_of_it_arrives() {
+    for seconds_of_body in [0, 200] {
+        let (told, mut tell) = mpsc::channel(1);
+        let http = Http::new(service_fn(move |request: Request<RequestBody>| {
+            let told = told.clone();
+            async move {
+                tokio::spawn(async move {
+                    if seconds_of_body == 0 {
+                        sleep(Duration::from_secs(1000)).await;
+                    }
+                    let read = request.into_body().collect().await;
+                    let read = read.map(|body| body.to_bytes().len());
+                    told.try_send(read.ok()).expect("there is room for one");
+                });
+                Ok::<_, Infallible>(Response::new("answered".to_owned()))
+            }
+        }));
+        for closes in [false, true] {
+            let served = serve(http.clone());
+            let (sender, _connection) = http2(connect(&served).await).await;
+            let (response, mut body) = post(&sender, "x", true);
+            assert_eq!(text(response.await.expect("a response")).await, "answered");
+            let begun = Instant::now();
+            if closes {
+                let live = served.handle().connections().next();
+                live.expect("it is there").close();
+            }
+
+            for left in (0..seconds_of_body).rev() {
+                sleep(Duration::from_secs(1)).await;
+                body.send_data("x".into(), left == 0).expect("it is open");
+            }
+
+            let all = (seconds_of_body > 0).then_some(1 + seconds_of_body);
+            let reason = served.reason().await;
+            let took = seconds(begun);
+            assert_eq!(tell.recv().await, Some(all), "{closes}");
+            let (expected, time) = match (closes, all) {
+                // As long as for the body in a drain, from the `GOAWAY`.
+                (false, None) => (EndReason::IdleTimeout, 75 + 3),
+                (true, None) => (EndReason::ServiceClosed, 3),
+                (false, Some(_)) => (EndReason::IdleTimeout, 200 + 75),
+                (true, Some(_)) => (EndReason::ServiceClosed, 200),
+            };
+            assert_eq!((reason, took), (expected, time), "{all:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
