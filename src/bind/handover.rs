@@ -317,8 +317,8 @@ pub(crate) async fn accepts() -> bool {
 
 /// Waits until a server with these sockets may accept. Returns at once in a process that replaces
 /// no other process. Otherwise, first reports to the old process which of the passed sockets this
-/// server serves. Then waits until all passed sockets are served or closed, and the wait for the
-/// old process's reply is over.
+/// server serves. Then waits until all passed sockets are served or closed, and after that until
+/// the old process has replied or ended, or the server that waits for the reply has ended.
 pub(crate) async fn may_accept(sockets: impl Iterator<Item = ListeningSocket>) {
     if let Some(replacing) = &*REPLACING {
         replacing.may_accept(sockets).await;

@@ -160,8 +160,8 @@ pub(crate) struct Sent {
 
 impl Sent {
     /// Returns the number of bytes that the peer has taken, plus a constant. Without the constant,
-    /// the result could be negative: over a Unix socket, `left` is memory, which can exceed the
-    /// number of bytes written.
+    /// the result could be negative: over a Unix socket, `left` is an amount of memory, which can
+    /// exceed the number of bytes written.
     pub(crate) fn taken(self) -> u64 {
         const LARGEST_MEMORY: u64 = u32::MAX as u64;
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)

@@ -1,4 +1,4 @@
-//! Stops decoders that return items without end.
+//! Detects decoders that return item after item without consuming input.
 
 use std::io;
 

@@ -40,7 +40,8 @@ enum Waiting {
     FirstByte,
     Head,
     NextRequest,
-    /// HTTP/2 only: all requests are answered, and the connection waits for data of tunnels.
+    /// HTTP/2 only: all requests are answered, and the connection waits for data to pass through
+    /// its open tunnels.
     Tunnels,
 }
 
@@ -76,7 +77,7 @@ type Waits = (Waiting, [bool; 6]);
 
 pub(super) struct Clock {
     timer: Timer,
-    /// The state when the timer was armed.
+    /// The wait and the facts for which the timer was armed.
     armed: Option<Waits>,
     /// The current wait, the number of requests before it, and its start.
     waiting: (Waiting, u64, Moment),

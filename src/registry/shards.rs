@@ -1,4 +1,4 @@
-//! A map in parts that are locked separately, and the entry of a connection.
+//! A map in parts, each with its own lock, and the entries that registries and groups store.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

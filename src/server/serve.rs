@@ -2,7 +2,7 @@
 //!
 //! `#[tokio::main]` runs its future on the main thread, which is not one of the runtime's workers.
 //! An accept loop there would be woken by a worker whenever a client connects, and would wake a
-//! worker for each connection: two switches of threads, which cost a tenth to a third of a short
+//! worker for each connection. These two thread switches cost a tenth to a third of a short
 //! connection's CPU time. So outside a task, the accept loop moves into a task of the runtime.
 
 use std::fmt;

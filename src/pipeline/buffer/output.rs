@@ -170,7 +170,7 @@ mod tests {
         output
     }
 
-    /// Encodes a frame, then releases unneeded memory, as before a wait.
+    /// Encodes a frame, then releases unneeded memory, as a connection does before each wait.
     fn push(output: &mut Output, frame: &[u8]) {
         let encoded = output.encode(|buf| {
             buf.put_slice(frame);

@@ -13,8 +13,8 @@
 //! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
 //! too.
 
-/// The number of bytes after which a drain treats all further input as having arrived after the
-/// drain began. A socket's receive buffer seldom holds more.
+/// A drain that has read this many bytes treats all further input as if it had arrived after the
+/// drain began. A socket's receive buffer seldom holds more bytes.
 pub(super) const DRAIN_READ: u32 = 256 * 1024;
 
 /// The state of an engine. Only the methods below change it.

@@ -173,8 +173,9 @@ impl<T, M> Queues<T, M> {
         }
     }
 
-    /// Takes the permits that can be given back now, and returns their number. The caller adds them
-    /// to the semaphore after unlocking, because that wakes tasks.
+    /// Takes all permits that are held back, or none while the output is above its mark, and
+    /// returns their number. The caller adds them to the semaphore after unlocking, because adding
+    /// permits wakes tasks.
     pub(super) fn room_back(&mut self) -> usize {
         if self.is_above_mark() {
             0

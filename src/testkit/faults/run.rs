@@ -35,7 +35,7 @@ pub(super) struct Talk {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) faulty: Talk,
-    /// The plain conversation with the same server.
+    /// The result of the conversation on the plain connection, with the same server.
     pub(super) next: Talk,
     /// `true` if both connections have returned their permits to the limit, and the server has shut
     /// down.
