@@ -14,7 +14,8 @@ pub enum Address {
     /// The path of a Unix socket, or `@` and its abstract name. `None` if the socket has neither,
     /// as is usual for a client's socket.
     Unix(Option<Arc<Path>>),
-    /// The number of one end of an in-memory connection.
+    /// A number that stands for one end of an in-memory connection. In `testkit`, the server's end
+    /// has the number 0, and the clients' ends are numbered from 1.
     Memory(u64),
 }
 

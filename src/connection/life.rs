@@ -165,7 +165,7 @@ impl Life {
     /// Proposes a reason. Returns the reason that now applies.
     ///
     /// The first reason wins, because later ones usually follow from it. But an error replaces an
-    /// orderly reason, because then data was lost.
+    /// orderly reason, because an error means that data may have been lost.
     pub(crate) fn set_reason(&self, reason: EndReason, cause: Option<Cause>) -> ConnectionEnded {
         let proposed = ConnectionEnded { reason, cause };
         let (applies, replaced) = match &mut *self.cell() {

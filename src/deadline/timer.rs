@@ -43,8 +43,8 @@ impl Moment {
     }
 }
 
-/// Returns the deadline `time` after `from`, paired with `what`. Returns `None` if `from` or `time`
-/// is `None`, or if the deadline is beyond the end of the clock.
+/// Returns the deadline that is `time` after `from`, paired with `what`. Returns `None` if `from`
+/// or `time` is `None`, or if the deadline is beyond the end of the clock.
 pub(crate) fn due<D>(
     from: impl Into<Option<Moment>>,
     time: impl Into<Option<Duration>>,

@@ -331,7 +331,7 @@ deadlines! {
     /// | --- | --- | --- | --- |
     /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
     /// | [`frame`] | 3 s | TCP has retransmitted a lost packet twice by then | [`FrameTimeout`] |
-    /// | [`body`] | 3 s | as long as for a frame | [`BodyTimeout`], see [`Deadlines::body`] |
+    /// | [`body`] | 3 s | TCP has retransmitted a lost packet twice by then | [`BodyTimeout`], see [`Deadlines::body`] |
     /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
     /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
@@ -368,7 +368,7 @@ deadlines! {
         /// time. When the time is over, the connection closes. With `None`, this wait has no
         /// deadline.
         ///
-        /// Default: 3 s. Why: as long as for a [`frame`](Self::frame). When reached: as for
+        /// Default: 3 s. Why: for the same reasons as [`frame`](Self::frame). When reached: as for
         /// [`Deadlines::body`].
         body = secs(3),
 

@@ -17,8 +17,9 @@ use crate::end::EndReason;
 /// waits, the connection may also wait for the peer to take output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
-    /// Waits for its own service, for the peer to take output, or for the program to resume input.
-    /// No deadline for input applies, even if input is read meanwhile.
+    /// Waits for its own service, for the peer to take output, or for the program to resume input
+    /// while no received input is held back. No deadline for input applies, even if input is read
+    /// meanwhile.
     Busy,
     /// Like `Busy`, but the program has paused input, and received input is held back.
     Paused,

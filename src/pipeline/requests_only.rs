@@ -117,7 +117,8 @@ impl<L: fmt::Debug, M> fmt::Debug for RequestsOnlyLayer<L, M> {
 /// A service that passes requests to the layered service `N`, and messages to `S`. Created by
 /// [`RequestsOnlyLayer`].
 ///
-/// It is not `Clone`, because its parts share one service.
+/// It is not `Clone`, because a clone would share the service `S`, and its calls could use up the
+/// readiness that the original has waited for.
 pub struct RequestsOnly<S, N, M> {
     layered: N,
     beneath: Beneath<S, M>,

@@ -110,7 +110,8 @@ where
     }
 }
 
-/// Hands over the stream, and returns how the connection ended.
+/// Waits until `next` is ready, for at most `limit`, and calls it with the stream. Returns how the
+/// connection ended.
 async fn upgrade<Io, T, N>(
     conn: Connection<Rewind<Io>>,
     mut next: N,

@@ -45,8 +45,8 @@
 //! # A second login
 //!
 //! [`insert`](Registry::insert) rejects a key that another connection has.
-//! [`replace`](Registry::replace) gives the key to the new connection, and returns the old one.
-//! When the old connection closes, the new entry stays:
+//! [`replace`](Registry::replace) gives the key to the new connection, and returns the old
+//! connection. When the old connection closes, the new entry stays:
 //!
 //! ```
 //! # use bytes::Bytes;

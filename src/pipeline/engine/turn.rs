@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::deadline::Moment;
 
-/// The maximum number of events in a turn is adapted to the load. It begins at [`FEWEST`], and
-/// never exceeds this value.
+/// The highest value of the maximum number of events in a turn. The maximum begins at [`FEWEST`],
+/// and is adapted to the load.
 const MOST: i16 = 256;
 
 /// The maximum number of events in a connection's first turn. While many connections are busy, the
