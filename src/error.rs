@@ -67,7 +67,8 @@ pub enum Error {
     /// given. No address is left bound.
     #[error("cannot listen on {address}")]
     Bind {
-        /// The text of the [`Endpoint`](crate::bind::Endpoint), or `no address`.
+        /// The text of the [`Endpoint`](crate::bind::Endpoint). If no endpoint was given, it is
+        /// `no address`.
         address: String,
         /// The cause, such as an error of the system or the resolver, or a wrapped
         /// [`InvalidEndpoint`](crate::bind::InvalidEndpoint) or

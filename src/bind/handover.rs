@@ -146,7 +146,8 @@ impl ListeningSocket {
 }
 
 /// The sockets that the replaced process has passed. `None` if this process replaces no other
-/// process, or if the variables or the last descriptor are not as the protocol requires.
+/// process, or if the environment variables or the last passed descriptor are not as the protocol
+/// requires.
 static REPLACING: LazyLock<Option<Replacing>> = LazyLock::new(Replacing::from_env);
 
 struct Replacing {

@@ -27,7 +27,7 @@ pub(crate) enum Borrower {
 /// deadline, or by 1 ms if that is more.
 const LOOKS: u32 = 4;
 
-/// Returns the time between two checks for a deadline.
+/// Returns the time from one check to the next, for a deadline or a window of length `time`.
 pub(crate) fn between_looks(time: Duration) -> Duration {
     (time / LOOKS).max(Duration::from_millis(1))
 }

@@ -90,9 +90,9 @@ pub(super) struct Clock {
     written: u64,
     blocked: Blocked,
     pace: Pace,
-    /// HTTP/2 only: the number of bytes of responses that the peer has taken, and the time of the
-    /// last change. `None` while no further bytes of responses wait for the peer, or while
-    /// `blocked` measures pending output.
+    /// HTTP/2 only: the number of bytes of responses that the peer has taken, and the time from
+    /// which the write deadline counts. `None` while no piece of a response waits for the peer, or
+    /// while `blocked` measures pending output.
     stalled: Option<(u64, Moment)>,
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,

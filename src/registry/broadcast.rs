@@ -167,8 +167,8 @@ where
 
 /// The number of budget units that tokio gives a task for one turn.
 const TURN: usize = 128;
-/// The number of sends that are charged as one unit of the budget. A read from a socket costs one
-/// unit.
+/// The number of sends that cost a task one unit of its budget in tokio. A read from a socket also
+/// costs one unit.
 const SENDS_PER_UNIT: usize = 16;
 
 /// A broadcast after its first step: frames have been sent to all peers for which this was possible

@@ -28,7 +28,7 @@ const OVERHEAD: usize = 32;
 /// many bytes of content are pending.
 const LARGEST_WRITE: usize = 64 * 1024;
 
-/// The maximum size of a record's content.
+/// The maximum size, in bytes, of a record's content.
 const RECORD: usize = 16 * 1024;
 
 /// Memory that the connections of a thread share. Each connection uses it only during a call.

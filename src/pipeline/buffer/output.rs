@@ -11,7 +11,7 @@ use tokio::io::AsyncWrite;
 /// The initial size, in bytes, of the thread's block. It grows as needed.
 const BLOCK: usize = 16 * 1024;
 
-/// The size, in bytes, above which the thread does not keep a block.
+/// The maximum capacity, in bytes, of a block that the thread keeps for reuse.
 const LARGEST_KEPT: usize = 128 * 1024;
 
 /// The unused capacity, in bytes, that a buffer of pending output may keep. If a sixteenth of the

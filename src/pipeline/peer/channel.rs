@@ -66,9 +66,10 @@ pub(super) struct Queues<T, M> {
 /// The amount of output that a slow peer had taken at the last check, and the moment from which its
 /// time without progress counts.
 struct Stall {
-    /// The system's report of the output that the peer has taken. If it is `None`, the number of
-    /// bytes written is compared instead.
+    /// The system's report of the output that the peer has taken. Two checks are compared by
+    /// their reports if both have one, otherwise by `written`.
     sent: Option<Sent>,
+    /// The number of bytes written to the stream.
     written: u64,
     looked: Instant,
     since: Instant,
@@ -160,7 +161,7 @@ impl<T, M> Queues<T, M> {
         Some(item)
     }
 
-    /// Puts the rest of a run back. Its permit is not returned yet.
+    /// Puts the rest of a run back at the front of the queue. The rest keeps the run's permit.
     pub(super) fn put_back(&mut self, rest: Vec<T>) {
         self.items.push_front(Item::Rest(rest));
         self.room_held_back -= 1;
