@@ -285,8 +285,8 @@ impl Probe {
     /// Linux.
     ///
     /// On a connection with output, the system delays an acknowledgement by 40 ms, to send it along
-    /// with a reply. A peer with Nagle's algorithm, which sends no more until it gets the
-    /// acknowledgement, would wait that long.
+    /// with a reply. A peer with Nagle's algorithm, which sends no further small segment until it
+    /// gets the acknowledgement, would wait that long.
     pub(crate) fn acknowledge(&self) {
         if let Some(wire) = self.wire()
             && wire.take(WROTE)

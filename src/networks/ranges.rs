@@ -8,7 +8,7 @@ use ipnet::IpNet;
 ///
 /// Because a set of networks never changes, the ranges lie in one block, in order. Addresses are
 /// divided into buckets, and a lookup searches only among the ranges that begin in the bucket of
-/// the address. Some bits of an address are the number of its bucket. They follow the leading bits
+/// the address. Some bits of an address are the index of its bucket. They follow the leading bits
 /// that the starts of all ranges share. If the starts are spread evenly from the first to the last,
 /// only a few ranges begin in each bucket. At worst almost all ranges begin in one bucket, and the
 /// search takes as long as the lookup in a trie would.
@@ -19,9 +19,9 @@ pub(super) struct Ranges {
     /// The longest prefix length of the networks that contain the range, or `None` if the range is
     /// in no network.
     lengths: Vec<Option<u8>>,
-    /// For each bucket, the number of ranges that begin before it. The last entry is the number of
-    /// all ranges. The number of an address's bucket consists of the `bits` bits that follow the
-    /// first `skip` bits of the address.
+    /// For each bucket, the number of ranges that begin in earlier buckets. The last entry is the
+    /// number of all ranges. The index of an address's bucket is the value of the `bits` bits that
+    /// follow the first `skip` bits of the address.
     before: Vec<usize>,
     /// The number of leading bits that all starts share.
     skip: u32,
@@ -88,9 +88,10 @@ impl Ranges {
         self.before.resize((1 << self.bits) + 1, self.starts.len());
     }
 
-    /// Returns the bucket of an address that is neither before the first start nor after the last.
+    /// Returns the index of the bucket of an address that is neither before the first start nor
+    /// after the last.
     fn bucket(&self, address: u128) -> usize {
-        // The number has `bits` bits, which is fewer than `usize` has.
+        // The index has `bits` bits, which is fewer than `usize` has.
         ((address << self.skip) >> (u128::BITS - self.bits)) as usize
     }
 

@@ -62,8 +62,8 @@ pub(in crate::pipeline) enum Order {
     /// Replies are sent in the order of the requests. None is sent after a reply that closes the
     /// connection.
     AsRequested,
-    /// Replies are sent as they finish. Finished replies are sent even after a reply that closes
-    /// the connection.
+    /// Replies are sent as they finish. After a reply that closes the connection, replies that are
+    /// already finished are still sent.
     AsFinished,
 }
 

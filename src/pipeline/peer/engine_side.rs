@@ -209,7 +209,8 @@ impl<T, M> EngineSide<T, M> {
         timer.or(sent)
     }
 
-    /// Stores a taken message until the service is ready for it.
+    /// Stores a message from [`take_message`](Self::take_message) until the service is ready for
+    /// it.
     pub(in crate::pipeline) fn hold(&self, message: M) {
         self.0.lock().held = Some(message);
         self.0.flags.raise(Flag::Mail);
