@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::{Request, Response};
 use tokio::io::DuplexStream;
@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::frame::Lines;
-use tower_tcp::http::{Http, RequestBody};
+use tower_tcp::http::{Http, RequestBody, RequestBodyError};
 use tower_tcp::observe::{ConnectionTraceLayer, RequestTraceLayer};
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
@@ -713,6 +713,29 @@ async fn an_error_that_ends_only_its_http2_stream_is_reported_once() {
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].fields.get("error"), "one\\r\\ntwo");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_the_peer_breaks_off_is_no_warning_over_http2() {
+    let (capture, _guard) = Capture::begin();
+    let reads = service_fn(|request: Request<RequestBody>| async move {
+        let body = request.into_body().collect().await?.to_bytes();
+        Ok::<_, RequestBodyError>(Response::new(Full::new(body)))
+    });
+    let served = serve(Http::new(reads));
+    let (sender, connection) = http2(served.stream().await).await;
+    let request = Request::post("http://localhost/").body(());
+    let (response, mut body) = sender.begin(request.unwrap(), false).unwrap();
+    settled().await;
+
+    body.send_reset(h2::Reason::CANCEL);
+
+    assert!(response.await.is_err());
+    drop((sender, body, connection));
+    assert_eq!(served.reason().await, EndReason::PeerClosed);
+    let events = capture.events("request.failed");
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].level, Level::DEBUG);
 }
 
 #[tokio::test]

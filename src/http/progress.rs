@@ -11,7 +11,6 @@ use crate::connection::{ConnectionInfo, Life};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason, HttpProgress};
 use crate::error::{BoxError, Panicked};
-use crate::observe::{ErrorChain, signed};
 use crate::signals::Signal;
 
 /// The maximum times for which a service waits for the next byte of a request's body. `usual`
@@ -224,19 +223,6 @@ impl Progress {
             has_unread_data: self.refused_data.load(Ordering::Relaxed),
             is_peer_done: self.life().is_peer_done(),
         }
-    }
-
-    /// Reports an error of an HTTP/2 request or of the body of its response. hyper resets only the
-    /// stream of this request, and the connection continues.
-    #[cold]
-    pub(super) fn request_failed(&self, err: &BoxError) {
-        let id = signed(self.info().id().get());
-        let error = ErrorChain(&**err);
-        tracing::warn!(
-            target: "tower_tcp",
-            { connection.id = id, %error },
-            "request.failed",
-        );
     }
 
     /// Ends the connection because of a panic in user code, once other requests in flight are done.

@@ -8,8 +8,24 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::progress::{Queued, RequestGuard};
-use crate::error::{BoxError, caught};
+use super::body::RequestBodyError;
+use super::progress::{Progress, Queued, RequestGuard};
+use crate::error::{BoxError, caught, find_cause};
+use crate::observe::{ErrorChain, signed};
+
+/// Reports an error of an HTTP/2 request or of the body of its response. hyper resets only the
+/// stream of this request, and the connection continues.
+#[cold]
+pub(super) fn request_failed(progress: &Progress, err: &BoxError) {
+    let id = signed(progress.info().id().get());
+    let error = ErrorChain(&**err);
+    // A service that passes on the error of a request's body has not failed itself.
+    if find_cause::<RequestBodyError>(&**err).is_some() {
+        tracing::debug!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
+    } else {
+        tracing::warn!(target: "tower_tcp", { connection.id = id, %error }, "request.failed");
+    }
+}
 
 /// The body of a response. Its request counts as in flight until this body is dropped.
 #[pin_project]
@@ -60,7 +76,7 @@ where
             Err(err) => {
                 let err = err.into();
                 if multiplexed {
-                    progress.request_failed(&err);
+                    request_failed(progress, &err);
                 }
                 Err(err)
             }

@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use super::body::RequestBody;
 use super::progress::{Progress, RequestGuard};
-use super::reply::ReplyBody;
+use super::reply::{ReplyBody, request_failed};
 use crate::error::{BoxError, caught};
 
 /// An empty map with space for seven extensions. Its clones have the same space. `Extensions` has
@@ -129,7 +129,7 @@ where
             Ok(Poll::Ready(Err(err))) => {
                 let err = err.into();
                 if *this.multiplexed {
-                    progress.request_failed(&err);
+                    request_failed(progress, &err);
                 }
                 Err(err)
             }
