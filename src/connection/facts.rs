@@ -35,6 +35,17 @@ impl Facts {
     }
 }
 
+impl Drop for Facts {
+    fn drop(&mut self) {
+        // Without this loop, each fact would drop the next one, and a long list would exhaust the
+        // stack.
+        let mut next = self.0.take();
+        while let Some(mut fact) = next {
+            next = fact.next.0.take();
+        }
+    }
+}
+
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Facts").finish_non_exhaustive()
@@ -57,5 +68,19 @@ mod tests {
         assert_eq!(facts.get::<u8>(), Some(&2));
         assert_eq!(facts.get::<&str>(), Some(&"text"));
         assert_eq!(facts.get::<u16>(), None);
+    }
+
+    #[test]
+    fn a_long_list_of_facts_is_dropped_on_a_small_stack() {
+        let drop_many = || {
+            let facts = Facts::default();
+            (0..10_000_u32).for_each(|fact| facts.insert(fact));
+            drop(facts);
+        };
+        let thread = std::thread::Builder::new().stack_size(64 * 1024);
+
+        let dropped = thread.spawn(drop_many).expect("a thread starts").join();
+
+        assert!(dropped.is_ok());
     }
 }
