@@ -11,7 +11,7 @@ use support::{Clients, Ends, each_way, each_way_over_tcp, over_tcp, settled};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, service_fn};
@@ -327,6 +327,25 @@ async fn a_paused_peer_is_not_idle() {
             "{}",
             served.way()
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_has_its_whole_idle_time_after_a_pause() {
+    let (pipeline, mut peers) = pausing();
+    for served in each_way(pipeline) {
+        let mut client = served.client().await;
+        let peer = next(&mut peers).await;
+        assert_eq!(client.ask("pause").await, "pause");
+
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        peer.resume_input();
+        let resumed = Instant::now();
+
+        assert!(client.rest().await.is_empty(), "{}", served.way());
+        assert_eq!(resumed.elapsed().as_secs(), 75, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
     }
 }
 

@@ -284,6 +284,13 @@ impl Clock {
         self.saw_activity |= self.has_request;
     }
 
+    /// Records that the program has paused input during a wait. The idle time then restarts at the
+    /// next wait. The deadlines `half_closed` and `last_calls` run during a pause, unless received
+    /// input is held back (see [`Waiting::Paused`]), so once one of them runs, this does nothing.
+    pub(super) fn saw_pause(&mut self) {
+        self.saw_activity |= self.active.is_some() && !self.half_closed && !self.closes;
+    }
+
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {
         let wrote = std::mem::take(&mut self.saw_write);
         // A peer that takes its reply is not idle. Output of the program alone counts only after

@@ -348,6 +348,9 @@ where
                 // Only this connection drains, not the server.
                 self.clock.drain();
                 self.conn.life().set_reason(EndReason::MaxAge, None);
+        if self.is_paused() {
+            self.clock.saw_pause();
+        }
                 self.conn.life().signals.raise(Signal::Drain);
             }
             Alarm::LastCalls => self.fail(self.conn.life().done().into()),
