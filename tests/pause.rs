@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, service_fn};
-use tower_tcp::deadline::Deadlines;
+use tower_tcp::deadline::{Deadlines, DrainDeadlines};
 use tower_tcp::frame::Lines;
 use tower_tcp::make::MakeEventsPerConnection;
 use tower_tcp::pipeline::{Event, Limits};
@@ -400,6 +400,46 @@ async fn a_request_that_arrived_before_a_drain_is_answered_when_input_goes_on() 
             assert_eq!(served.reason().await, EndReason::Drained);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_a_pause_is_answered_although_a_drain_is_over() {
+    let make = service_fn(|peer: Resumed| async move {
+        let answer = service_fn(move |event| {
+            let peer = peer.clone();
+            async move {
+                if let Event::Request(line) = event {
+                    if line == "begin" {
+                        let _timer = peer.post_after(Duration::from_millis(4500), Resume);
+                    }
+                    return hurried(line).await;
+                }
+                peer.pause_input();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                    peer.send("pushed".into()).await.expect("it is open");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    peer.resume_input();
+                });
+                Ok("paused".into())
+            }
+        });
+        let one = ServiceBuilder::new().concurrency_limit(1);
+        Ok::<_, Infallible>(one.service(answer))
+    });
+    let drain = DrainDeadlines::default().next_frame(Duration::from_millis(600));
+    let pipeline = Pipeline::new(Lines::default)
+        .make_event_service(make)
+        .deadlines(Deadlines::default().drain(drain))
+        .in_flight(8);
+    let served = serve(pipeline);
+    let mut client = served.client().await;
+    assert_eq!(client.ask("begin").await, "begin");
+    served.handle().shutdown();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.send("4\n0\n").await;
+
+    assert_eq!(client.rest().await, ["4", "paused", "pushed", "0"]);
 }
 
 /// Echoes lines. A line that is a number takes as many seconds.

@@ -239,6 +239,7 @@ where
             }
         }
         if self.state.drain_was_read()
+            && self.request.is_none()
             && self.input.is_empty()
             && !self.has_mail()
             && !self.allows_next_frame()
