@@ -1060,6 +1060,56 @@ async fn c11_answers_before_a_panic_of_the_encoder_are_delivered_and_no_torn_fra
 }
 
 #[tokio::test(start_paused = true)]
+async fn answers_before_frames_that_all_panic_in_the_encoder_are_delivered() {
+    let make = service_fn(|peer: Peer<Bytes>| {
+        let service = service_fn(move |request: Bytes| {
+            if request == "push" {
+                for _ in 0..5 {
+                    peer.try_send("encode-panic".into()).expect("there is room");
+                }
+            }
+            ready(Ok::<_, Infallible>(request))
+        });
+        ready(Ok::<_, Infallible>(service))
+    });
+
+    for served in each_way(Pipeline::new(Faulty::default).make_service(make)) {
+        let mut client = served.client().await;
+        client.send("1\npush\n").await;
+
+        let replies = client.rest().await;
+        assert_eq!(replies[0], "1", "{}", served.way());
+        // With any order of replies, the finished one is still sent.
+        let others: &[_] = match served.way() {
+            "multiplexed" => &["push"],
+            _ => &[],
+        };
+        assert_eq!(&replies[1..], others, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_greeting_before_a_panic_of_the_encoder_is_delivered() {
+    let make = service_fn(|peer: Peer<Bytes>| async move {
+        for frame in ["welcome", "encode-panic"] {
+            peer.send(frame.into()).await?;
+        }
+        peer.flushed().await?;
+        Ok::<_, BoxError>(service_fn(delayed))
+    });
+
+    for served in each_way(Pipeline::new(Faulty::default).make_service(make)) {
+        let mut client = served.client().await;
+
+        assert_eq!(client.rest().await, ["welcome"], "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn c4_a_frame_that_is_cut_off_is_reported_and_not_delivered() {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&seen);

@@ -103,8 +103,8 @@ where
     engine.begin_closing();
     let finished = CatchPanic::new(std::future::poll_fn(|cx| engine.poll_flush_all(cx))).await;
     if let Err(panicked) = finished {
-        // For example, a streamed reply may have panicked. Frames that are completely encoded are
-        // still written.
+        // For example, the farewell's function may have panicked. Frames that are completely
+        // encoded are still written.
         engine.panicked(panicked);
         std::future::poll_fn(|cx| engine.poll_flush_all(cx)).await;
     }

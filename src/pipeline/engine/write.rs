@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use super::state::State;
 use super::{Codec, Dropped, Engine, ErrorPolicy, Order, Stream};
 use crate::end::{ConnectionEnded, EndReason, Initiator};
-use crate::error::{BoxError, Panicked, find_cause};
+use crate::error::{BoxError, Panicked, caught, find_cause};
 use crate::observe::{ErrorChain, signed};
 use crate::pipeline::peer::{EngineSide, Taken};
 use crate::pipeline::reply::{AfterReply, Frames, Reply};
@@ -336,7 +336,15 @@ where
         }
         let mut left = TURN;
         while !self.drops(Dropped::Output) {
-            self.encode_waiting(&mut left, cx);
+            // A panic must lose neither the frames encoded before it nor the frames that are still
+            // to be sent.
+            if let Err(panicked) = caught(|| self.encode_waiting(&mut left, cx)) {
+                self.panicked(panicked);
+                left = left.saturating_sub(1);
+                if left > 0 {
+                    continue;
+                }
+            }
             let above = self.update_above_mark();
             match self.poll_write(cx) {
                 Poll::Ready(Ok(())) => {
