@@ -16,7 +16,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, advance, sleep, sleep_until, timeout};
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, service_fn};
@@ -26,7 +26,7 @@ use tower_tcp::frame::Lines;
 use tower_tcp::pipeline::Limits;
 use tower_tcp::preconnect::PreConnectLayer;
 use tower_tcp::testkit::{Connector, Served, memory_with_buffer, serve, serve_with};
-use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Server};
+use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline, Reply, Server};
 
 use support::{Client, Clients, Ends, each_way, each_way_over_tcp, serve_stream, settled};
 
@@ -636,6 +636,69 @@ async fn a_peer_that_leaves_while_its_calls_run_in_a_drain_counts_as_gone_after_
             assert_eq!(reason, EndReason::PeerReset, "{} {drain}", served.way());
             assert_eq!(left.elapsed(), 10 * SECOND, "{} {drain}", served.way());
         }
+    }
+}
+
+/// Answers each request with a stream that never yields a frame.
+async fn silent(_: Bytes) -> Result<Reply<Bytes>, BoxError> {
+    Ok(Reply::stream(futures_util::stream::pending()))
+}
+
+/// Serves such streams. The receiver yields the peers.
+fn silent_streams() -> ([Served; 3], mpsc::Receiver<Peer<Bytes>>) {
+    let (tell, peers) = mpsc::channel(3);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        ready(Ok::<_, BoxError>(service_fn(silent)))
+    });
+    (
+        each_way(Pipeline::new(Lines::default).make_service(make)),
+        peers,
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_while_its_last_reply_streams_counts_as_gone_after_ten_seconds() {
+    for by_server in [true, false] {
+        let (ways, mut peers) = silent_streams();
+        for served in ways {
+            let mut client = served.client().await;
+            let peer = peers.recv().await.expect("it is served");
+            client.send("stream\n").await;
+            settled().await;
+            if by_server {
+                served.handle().shutdown();
+            } else {
+                peer.close();
+            }
+            sleep(2 * SECOND).await;
+            let left = Instant::now();
+
+            drop(client);
+
+            let reason = served.reason().await;
+            assert_eq!(reason, EndReason::PeerReset, "{}", served.way());
+            assert_eq!(left.elapsed(), 10 * SECOND, "{}", served.way());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_streams_in_a_drain_has_half_a_minute_once_the_program_closes() {
+    let (ways, mut peers) = silent_streams();
+    for served in ways {
+        let mut client = served.client().await;
+        let peer = peers.recv().await.expect("it is served");
+        client.send("stream\n").await;
+        settled().await;
+        served.handle().shutdown_within(3600 * SECOND);
+        sleep(2 * SECOND).await;
+        let closed = Instant::now();
+
+        peer.close();
+
+        assert!(client.rest().await.is_empty(), "{}", served.way());
+        assert_eq!(closed.elapsed(), 30 * SECOND, "{}", served.way());
     }
 }
 

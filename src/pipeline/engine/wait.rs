@@ -3,7 +3,8 @@
 //! Each wait except `poll_flush_all` begins by handling signals. Each wait then encodes pending
 //! replies and flushes. So replies that are ready together are written together, and the connection
 //! never waits while it has output that the stream would take. Each wait enforces the deadlines.
-//! This table lists the waits:
+//! `poll_flush_all` reads, and handles the signal to close, only while a reply is not completely
+//! encoded. This table lists the waits:
 //!
 //! | function | waits for | reads |
 //! | --- | --- | --- |
@@ -12,7 +13,7 @@
 //! | `poll_flush_to_low_mark` | the peer to take output | nothing |
 //! | `poll_io_beside` | its own service | a little ahead |
 //! | `poll_io_beside_make` | its make-service | a little ahead |
-//! | `poll_flush_all` | the peer to take the remaining output, at the end | nothing |
+//! | `poll_flush_all` | the peer to take the remaining output, at the end | nothing, or a little ahead |
 
 use std::io;
 use std::ops::ControlFlow;
@@ -239,9 +240,14 @@ where
                 }
                 return Poll::Ready(());
             }
-            ready!(self.poll_clock(Waiting::Busy, None, cx));
-            if self.drops(Dropped::Output) {
-                return Poll::Ready(());
+            if self.waiting_replies() > 0 {
+                // The request is still in progress. So it ends if the peer disconnects, and has a
+                // deadline once the program closes the connection.
+                self.handle_close();
+                self.read_ahead(cx);
+            }
+            if !self.drops(Dropped::Output) {
+                ready!(self.poll_clock(Waiting::Busy, None, cx));
             }
         }
     }
@@ -342,15 +348,15 @@ where
         } = self;
         let deadlines = &settings.deadlines;
         let alarm = clock.poll(waiting, writing, message, conn.life(), deadlines, cx);
+        if self.is_paused() {
+            self.clock.saw_pause();
+        }
         match ready!(alarm) {
             Alarm::Message | Alarm::EndOfWindow => {}
             Alarm::MaxAge => {
                 // Only this connection drains, not the server.
                 self.clock.drain();
                 self.conn.life().set_reason(EndReason::MaxAge, None);
-        if self.is_paused() {
-            self.clock.saw_pause();
-        }
                 self.conn.life().signals.raise(Signal::Drain);
             }
             Alarm::LastCalls => self.fail(self.conn.life().done().into()),
