@@ -485,6 +485,28 @@ async fn a_half_closed_peer_may_be_given_for_ever() {
     }
 }
 
+#[tokio::test]
+async fn a_reset_behind_a_half_close_ends_the_calls_at_once() {
+    let hang = service_fn(|_: Bytes| pending::<Result<Bytes, BoxError>>());
+    let pipeline = Pipeline::new(Lines::default)
+        .service(hang)
+        .deadlines(Deadlines::default().half_closed(None));
+    for (served, address) in each_way_over_tcp(pipeline, 2).await {
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        client.write_all(b"x\n").await.expect("it is open");
+        client.shutdown().await.expect("it is open");
+        // The server reads the end of input.
+        sleep(SECOND / 10).await;
+
+        client.set_zero_linger().expect("it is a socket");
+        drop(client);
+
+        let reason = timeout(5 * SECOND, served.reason()).await;
+        let reason = reason.unwrap_or_else(|_| panic!("{}: it is not noticed", served.way()));
+        assert_eq!(reason, EndReason::PeerReset, "{}", served.way());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waits_for_its_service_has_ten_seconds_after_a_half_close() {
     let limit = GlobalConcurrencyLimitLayer::new(1);

@@ -16,9 +16,10 @@ use crate::connection::Probe;
 /// While input is unread, the runtime does not wake a reader when the peer disconnects. So this
 /// type registers a second descriptor of the socket. That descriptor keeps the socket open, so a
 /// value of this type exists only while it is needed. A pipeline needs one while it has read ahead
-/// as much input as its limit allows, and while a drain answers the requests that had arrived
-/// before the drain. HTTP/1 needs one during a request if the peer has sent more input or has
-/// finished sending, or if the service has left a part of the request's body unread.
+/// as much input as its limit allows, while a drain answers the requests that had arrived before
+/// the drain, and while requests are in progress although the peer has finished sending. HTTP/1
+/// needs one during a request if the peer has sent more input or has finished sending, or if the
+/// service has left a part of the request's body unread.
 #[derive(Debug)]
 pub(crate) struct Departing(AsyncFd<OwnedFd>);
 

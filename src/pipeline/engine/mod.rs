@@ -76,8 +76,8 @@ struct Departure {
     cut_off: Option<io::Error>,
     /// Watches whether the peer disconnects. Created when the connection waits but must not read
     /// more, because the limit `read_ahead` is reached, or because a drain first answers the
-    /// requests that had arrived. Dropped when the connection waits for input again, and when
-    /// decoding stops.
+    /// requests that had arrived. Also created when the connection waits after the end of input.
+    /// Dropped when the connection waits for input again, and when decoding stops.
     watch: Option<Departing>,
 }
 

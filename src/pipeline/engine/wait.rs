@@ -261,17 +261,18 @@ where
     /// Reads input that has arrived, up to the limit `read_ahead`, without waiting for more. During
     /// a drain the limit is at least one byte, because only a read shows whether a request has
     /// arrived. When the connection is ending, input is read only to notice that the peer
-    /// disconnects. It is not decoded.
+    /// disconnects. It is not decoded. No read notices a reset after the end of input.
     fn read_ahead(&mut self, cx: &mut Context<'_>) {
         let least = usize::from(self.state.is_draining());
         let limit = self.settings.limits.read_ahead.max(least);
-        while !self.is_upgraded() && !self.drops(Dropped::Calls) && !self.input.is_eof() {
+        while !self.is_upgraded() && !self.drops(Dropped::Calls) {
             let room = limit.saturating_sub(self.input.len());
             // Once a drain has read the bytes that had arrived, the requests in them are answered
             // before more is read, because the next frame after them may be the last one that is
             // served.
             let has_frames = self.may_have_frame && !self.input.is_empty();
-            if room == 0 || (self.state.drain_was_read() && has_frames) {
+            let must_not_read = room == 0 || (self.state.drain_was_read() && has_frames);
+            if must_not_read || self.input.is_eof() {
                 self.notice_departure(cx);
                 break;
             }
