@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_tcp::frame::Lines;
+use tower_tcp::frame::{CodecExt, InOut, Lines};
 use tower_tcp::pipeline::ShutdownOnErrorLayer;
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, Connection, EndReason, Peer, Pipeline};
@@ -454,6 +454,40 @@ async fn e7_a_service_that_is_never_ready_stops_the_reading() {
     let write = tokio::time::timeout(Duration::from_secs(60), client.write_all(&requests));
 
     assert!(write.await.is_err(), "the server has read a mebibyte");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_service_is_dropped_before_the_linger() {
+    let held = Arc::new(());
+    let codec = {
+        let held = Arc::clone(&held);
+        move || {
+            let held = Arc::clone(&held);
+            InOut::new(
+                Lines::default().map_decode(move |_line| Arc::clone(&held)),
+                Lines::default(),
+            )
+        }
+    };
+    let (tell, mut peers) = tokio::sync::mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        std::future::ready(Ok::<_, Infallible>(NeverReady))
+    });
+    let served = serve(Pipeline::new(codec).make_service(make));
+    let mut client = served.stream().await;
+    let peer = peers.recv().await.expect("it is served");
+    let idle = Arc::strong_count(&held);
+    client.write_all(b"waits\n").await.expect("it is open");
+    support::settled().await;
+    assert_eq!(Arc::strong_count(&held), idle + 1);
+
+    peer.close();
+    peer.closing().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+
+    assert_eq!(served.handle().live(), 1, "it lingers");
+    assert_eq!(Arc::strong_count(&held), idle);
 }
 
 // Dropped while pending

@@ -240,6 +240,7 @@ where
         // dropped so that a lingering connection keeps only the memory that it needs.
         self.peer = None;
         self.departure = None;
+        self.request = None;
         self.backlog = Backlog::new();
         self.input.clear();
         if !self.drops(Dropped::Output) {
