@@ -9,7 +9,7 @@ use crate::end::{Cause, ConnectionEnded, End, EndReason};
 use crate::error::caught;
 use crate::signals::{Signal, Signals};
 
-/// The reason and the callbacks of a live connection, or the end of an ended one.
+/// The proposed reason and the callbacks of an open connection, or the final [`End`].
 enum EndCell {
     Open(Open),
     Ended(End),

@@ -22,9 +22,9 @@ pub(crate) enum Borrower {
 }
 
 /// The number of checks per deadline, and per window of `min_rate`. The reads and writes of another
-/// task do not wake the watch, so it checks the byte counters. In HTTP/2, this is also the number
-/// of checks per write deadline. So a connection ends late by at most about a quarter of the
-/// deadline, or by 1 ms if that is more.
+/// task do not wake the watch, so it checks the byte counters. A connection therefore ends late by
+/// at most about a quarter of the deadline, or by 1 ms if that is more. The write deadline of an
+/// HTTP/2 connection is checked equally often.
 const LOOKS: u32 = 4;
 
 /// Returns the time from one check to the next, for a deadline or a window of length `time`.

@@ -75,7 +75,7 @@ pub use when::When;
 
 /// The error for a connection that reached the deadline of its [`PreConnectLayer`], or the deadline
 /// of a [`Peek`] that refuses unknown protocols. The layer's deadline includes the wait until the
-/// service is ready.
+/// service behind the hooks is ready.
 #[derive(Clone, Copy, Debug, Error)]
 #[error("pre-connect not done within {0:?}")]
 pub struct PreConnectElapsed(Duration);

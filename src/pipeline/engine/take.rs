@@ -57,8 +57,9 @@ where
             && self.peer.as_ref().is_none_or(EngineSide::is_quiet)
     }
 
-    /// Waits until a request may be decoded from the buffered input. Breaks with a waiting event
-    /// that comes before that request, or with `None` if no event may begin any more.
+    /// Waits until a request may be decoded from the buffered input, and continues. Breaks with a
+    /// message or an already decoded request if one comes first, and with `None` if no event may
+    /// begin any more.
     fn poll_turn(&mut self, in_flight: usize, cx: &mut Context<'_>) -> Poll<Next<C::Item, M>> {
         loop {
             if !ready!(self.poll_may_begin(in_flight, cx)) {
