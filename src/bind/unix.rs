@@ -30,8 +30,8 @@ pub(super) struct OwnPath {
 }
 
 impl OwnPath {
-    /// Creates the value for a path that another process has bound. Until [`own`](Self::own) is
-    /// called, that process removes the path.
+    /// Creates the value for a path that another process has bound. At first, that process is
+    /// responsible for removing the path. [`own`](Self::own) can make this process responsible.
     #[cfg(feature = "handover")]
     pub(super) fn of_other(path: PathBuf, file: (u64, u64)) -> Self {
         let owned = AtomicBool::new(false);

@@ -22,8 +22,8 @@ use crate::connection::Connection;
 /// upgraded stream away from the borrower.
 pub(super) struct Owner<Io>(Arc<Loan<Io>>);
 
-/// The borrower's side of the loan. The borrower is hyper, and after an upgrade the task that uses
-/// the stream. Dropping this side returns the stream.
+/// The borrower's side of the loan. The borrower is hyper at first. After an upgrade it is the task
+/// that uses the stream. Dropping this side returns the stream.
 pub(super) struct Lent<Io> {
     /// The stream, until it is upgraded. Until then the borrower and the owner are in the same
     /// task, so no lock is needed.

@@ -32,7 +32,7 @@ pub use builder::ServerBuilder;
 pub use serve::Serve;
 
 /// The maximum time to wait for aborted connections to end. An aborted connection ends when its
-/// task runs next, so only a blocked thread takes longer.
+/// task runs next, so it takes longer only if its thread is blocked.
 const ABORT_WAIT: Duration = Duration::from_secs(1);
 
 /// A server that is bound but does not accept yet.

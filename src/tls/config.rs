@@ -1,4 +1,4 @@
-//! Builds a configuration. `build` reads the files, and each reload reads them again.
+//! Builds a TLS configuration. `build` reads the builder's files, and each reload reads them again.
 
 use std::fmt;
 use std::path::PathBuf;

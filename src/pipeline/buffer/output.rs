@@ -143,7 +143,8 @@ impl Drop for Whole<'_> {
     }
 }
 
-/// Takes the thread's block, or a new one. It is empty and has room.
+/// Takes the thread's block, or allocates a new one if the thread has none. The returned block is
+/// empty and has room for at least [`BLOCK`] bytes.
 fn take_block() -> BytesMut {
     let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();
     block.reserve(BLOCK);

@@ -37,8 +37,8 @@ pub(super) struct Seen {
     pub(super) faulty: Talk,
     /// The result of the conversation on the plain connection, with the same server.
     pub(super) next: Talk,
-    /// `true` if both connections have returned their permits to the limit, and the server has shut
-    /// down.
+    /// `true` if, within [`Client::within`], both connections have returned their permits to the
+    /// server's connection limit, and the server has shut down.
     pub(super) released: bool,
 }
 
