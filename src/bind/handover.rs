@@ -271,9 +271,9 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     Ok(Some(taken))
 }
 
-/// Takes sockets that a supervisor has passed. Called after [`take`] has returned `None`. In a
-/// process that replaces another one, this function always fails, because the old process has
-/// passed no such socket, or another endpoint has already taken it.
+/// Takes the sockets that a supervisor has passed for this endpoint. Called after [`take`] has
+/// returned `None`. In a process that replaces another one, this function always fails, because
+/// there the old process passes the sockets, and [`take`] returns them.
 pub(super) fn take_passed(which: &Passed) -> Result<Vec<Opened>, PassedError> {
     if REPLACING.is_some() {
         return Err(PassedError::NotHandedOn);

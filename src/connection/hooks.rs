@@ -21,7 +21,8 @@ pub(crate) enum Moment {
 
 /// The number of a callback, used to remove it. A connection uses each number once.
 ///
-/// Its lowest bit is the callback's moment, so that a slot needs no other field for it.
+/// Its lowest bit encodes the callback's [`Moment`], so that a slot needs no separate field for the
+/// moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct HookId(u64);
 

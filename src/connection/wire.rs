@@ -330,8 +330,8 @@ mod system {
 
     /// The figures of a socket's memory, in the order of the kernel's constants `SK_MEMINFO_*`.
     type Memory = [u32; 9];
-    /// The index of `SK_MEMINFO_WMEM_ALLOC`, the memory of written bytes that the peer has not
-    /// read.
+    /// The index of `SK_MEMINFO_WMEM_ALLOC`: the size, in bytes, of the memory for output that the
+    /// peer of a Unix socket has not read.
     const WRITTEN: usize = 2;
 
     sockopt_impl!(

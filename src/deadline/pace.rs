@@ -34,7 +34,8 @@ impl MinRate {
 
 /// The windows in which the rate of one connection's peer is measured.
 ///
-/// They are boxed, because a connection without a minimum rate has none.
+/// They are boxed to keep this value small. By default there is no minimum rate, and a connection
+/// without one has no windows.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Option<Box<Windows>>);
 

@@ -63,14 +63,14 @@ deadlines! {
     /// | [`first_byte`] | 60 s | browsers connect in advance | [`FirstByteTimeout`] |
     /// | [`frame`] | 30 s | 64 KiB in 30 s is 17 kbit/s | [`FrameTimeout`] |
     /// | [`body`] | 30 s | an active peer sends something | [`BodyTimeout`]; in HTTP/2 only the service's read fails |
-    /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s | [`IdleTimeout`] |
+    /// | [`idle`] | 75 s | load balancers drop a pooled connection after 60 s, and should close first | [`IdleTimeout`] |
     /// | [`write`] | 30 s | a peer that takes no byte is gone | [`WriteTimeout`] |
     /// | [`half_closed`] | 10 s | most replies take less, and an abandoned request should not cause work for longer | [`PeerReset`] |
     /// | [`last_calls`] | 30 s | the default deadline of a shutdown | the reason for which the connection closes |
-    /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings | [`IdleTimeout`] |
+    /// | [`upgraded_idle`] | 1 h | a WebSocket has its own pings, so only an abandoned stream is idle for so long | [`IdleTimeout`] |
     /// | [`max_age`] | none | for rebalancing only | drains, then [`MaxAge`] |
     /// | [`max_age_jitter`] | zero | has no effect without `max_age` | |
-    /// | [`make_service`] | 10 s | as long as the pre-connect hooks | [`MakeServiceError`] |
+    /// | [`make_service`] | 10 s | as long as for the pre-connect hooks, because the peer waits for both | [`MakeServiceError`] |
     /// | [`min_rate`] | none | slow peers exist; only the program knows how slow | [`SlowSender`], [`SlowReader`] |
     /// | [`drain`] | see [`DrainDeadlines`] | a drain must not wait for the slowest peer | see [`DrainDeadlines`] |
     ///

@@ -9,10 +9,10 @@
 //! too.
 //!
 //! **tokio-tower never waits for the peer.** All such waits are in the engine, whose `poll_event`
-//! also limits the calls in flight. The sink for the results is always ready, because tokio-tower
-//! polls no calls while the sink is not ready. If the connection must close without waiting for the
-//! calls that still run, flushing fails with [`Stop`], which ends tokio-tower's future. The engine
-//! stores the reason for the end.
+//! also limits the calls in flight. tokio-tower polls no calls while its sink is not ready, so the
+//! sink for the results is always ready. If the connection must close without waiting for the calls
+//! that still run, flushing fails with [`Stop`], which ends tokio-tower's future. The engine stores
+//! the reason for the end.
 //!
 //! **tokio-tower does not get most calls.** One call at a time runs in this file, as the *head*.
 //! Most heads finish at once. Every call that begins while the head runs is handed over to

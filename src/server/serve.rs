@@ -143,7 +143,8 @@ struct Running {
 
 #[derive(Default)]
 struct Slot {
-    /// Taken out while it is polled, so that no lock is held while the user's code runs.
+    /// The server's future. A poll takes it out of the slot, so that no lock is held while the
+    /// user's code runs.
     server: Option<BoxFuture<Result<Report, Error>>>,
     /// The thread that polls the future now. A drop on that same thread must not wait. Comparing
     /// task ids would miss some such drops, because tokio changes the current id while it drops a

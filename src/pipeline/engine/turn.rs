@@ -33,7 +33,7 @@ const SHORT_WAIT: Duration = Duration::from_millis(15);
 /// must wait long.
 #[derive(Debug)]
 pub(super) struct Turn {
-    /// The number of events that may still begin.
+    /// The number of events that may still begin in this turn.
     left: i16,
     /// The number of events that may begin in a whole turn.
     most: i16,

@@ -149,7 +149,7 @@ impl<T, M> EngineSide<T, M> {
         Some((state.marks, state.idle))
     }
 
-    /// Records that the output crossed a mark.
+    /// Records that the output has risen to the high mark, or fallen to the low mark.
     pub(in crate::pipeline) fn crossed(&self) {
         let room = self.0.lock().cross(&self.0.room);
         self.0.room.add_permits(room);

@@ -59,7 +59,7 @@ impl<T, M> Peer<T, M> {
         Arc::ptr_eq(&self.channel, &other.channel)
     }
 
-    /// Returns whether sends fail, because the connection is closing, was upgraded or has ended.
+    /// Returns whether sends fail because the connection is closing, was upgraded or has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.channel.room.is_closed()
     }
