@@ -122,7 +122,7 @@ async fn deadlines_of_a_stream_in_another_task_end_it_a_quarter_late_at_most() {
     let one_by_one = Deadlines::default().first_byte(None).idle(None).write(None);
     for (deadlines, reply, reason) in [
         (
-            one_by_one.clone().write(20 * SECOND),
+            one_by_one.write(20 * SECOND),
             1 << 20,
             EndReason::WriteTimeout,
         ),

@@ -47,8 +47,8 @@ async fn second() -> String {
     "x".repeat(1000)
 }
 
-/// Serves with layers of tower, tower-http and tower_governor at once. Also returns the counter of
-/// requests that were traced until their answer.
+/// Serves with layers of tower, tower-http and `tower_governor` together. Also returns the counter
+/// of requests that were traced until their answer.
 fn serve() -> (Connector, Arc<AtomicUsize>) {
     let traced = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&traced);
