@@ -283,10 +283,10 @@ async fn h4_a_slow_reader_whose_stack_is_not_done_at_the_deadline_is_counted_onc
     let pipeline = Pipeline::new(Lines::default)
         .service(large)
         .deadlines(Deadlines::default().min_rate(rate));
-    let (done, mut its_end) = mpsc::unbounded_channel();
+    let (done, mut its_end) = mpsc::channel(1);
     let stack = ServiceBuilder::new()
         .then(move |ended: Result<EndReason, BoxError>| {
-            done.send(ended.as_ref().ok().copied()).ok();
+            done.try_send(ended.as_ref().ok().copied()).unwrap();
             pending::<Result<EndReason, BoxError>>()
         })
         .service(pipeline);

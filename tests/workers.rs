@@ -549,14 +549,16 @@ async fn a_blocked_worker_does_not_keep_the_server_from_its_end() {
 
 /// Blocks its thread when it is dropped, until the sender of `free` is dropped.
 struct BlocksInDrop {
-    dropped: tokio_mpsc::UnboundedSender<String>,
+    dropped: tokio_mpsc::Sender<String>,
     free: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
 impl Drop for BlocksInDrop {
     fn drop(&mut self) {
-        self.dropped.send(here()).unwrap();
-        let _disconnected = self.free.lock().unwrap().recv_timeout(NET);
+        let sent = self.dropped.try_send(here());
+        sent.expect("the test waits for it");
+        let free = self.free.lock().expect("nothing panics here");
+        let _disconnected = free.recv_timeout(NET);
     }
 }
 
@@ -564,15 +566,15 @@ impl Drop for BlocksInDrop {
 async fn e12_m2_a_drop_that_blocks_stops_its_own_thread_and_only_for_as_long() {
     let (free, blocked) = mpsc::channel();
     let blocked = Arc::new(Mutex::new(blocked));
-    let (called, mut calls) = tokio_mpsc::unbounded_channel();
-    let (dropped, mut drops) = tokio_mpsc::unbounded_channel();
+    let (called, mut calls) = tokio_mpsc::channel(2);
+    let (dropped, mut drops) = tokio_mpsc::channel(2);
     let service = service_fn(move |line: Bytes| {
         let (dropped, free) = (dropped.clone(), Arc::clone(&blocked));
         let blocks = (line == "hang").then(|| BlocksInDrop { dropped, free });
         let called = called.clone();
         async move {
             if let Some(_blocks) = blocks {
-                called.send(()).unwrap();
+                called.try_send(()).expect("the test waits for it");
                 pending::<()>().await;
             }
             who(line).await
