@@ -65,11 +65,13 @@ impl<K: fmt::Debug, M> fmt::Debug for MakeEventsPerConnection<K, M> {
 mod sealed {
     use super::*;
 
-    /// Resolves to `T` if the compiler can resolve `Self`.
+    /// Names `T` as `<S as Known<T>>::Type`, which the compiler can resolve only if it can resolve
+    /// `S`.
     ///
-    /// Builders name their result through this trait, to keep compiler errors short. If a builder
-    /// rejects a service, the compiler can resolve neither the service's future nor the result. So
-    /// it does not report a second error where the result is used.
+    /// Builders name their result in this way, to keep compiler errors short. For `S` they use, for
+    /// example, the future of a service. If a builder rejects the service, the compiler can resolve
+    /// neither this future nor the result. So it does not report a second error where the result is
+    /// used.
     pub trait Known<T> {
         type Type;
     }

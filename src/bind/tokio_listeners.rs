@@ -90,7 +90,7 @@ impl From<UnixListener> for Endpoint {
     }
 }
 
-/// The error of a listener of tokio that could not be taken over: it could not be removed from the
+/// The error for a listener of tokio that could not be taken over: it could not be removed from the
 /// runtime, its socket could not be registered again, or its socket does not listen.
 #[derive(Debug, Error)]
 #[error("a listener of tokio could not be taken over")]

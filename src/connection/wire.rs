@@ -237,13 +237,13 @@ impl Probe {
         Ok(())
     }
 
-    /// Returns whether the reader has got all bytes that
-    /// [`count_arrived`](Self::count_arrived) counted, as a later read of the socket shows.
+    /// Returns whether a later read of the socket shows that the reader has got all bytes that
+    /// [`count_arrived`](Self::count_arrived) counted.
     ///
-    /// If one read of the socket gets the last counted bytes together with later ones, the result
-    /// is still `false`, because a stream around the socket, such as TLS, may not have passed all
-    /// counted bytes on. Such a stream reads the socket again only when it has passed them on. So
-    /// the next read that returns bytes is the proof.
+    /// A read that returns the last counted bytes, even together with later ones, does not show
+    /// this, because a stream around the socket, such as TLS, may not have passed them on yet. Such
+    /// a stream reads the socket again only when it has passed all bytes on. So the next read that
+    /// returns bytes shows this.
     pub(crate) fn has_read_later(&self) -> bool {
         let wire = self.wire();
         wire.is_some_and(|wire| wire.flags.load(Ordering::Relaxed) & LATER != 0)

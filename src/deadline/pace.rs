@@ -123,9 +123,9 @@ fn next(
     }))
 }
 
-/// Returns a number that grows with the bytes that the peer takes. On Linux these are the bytes
-/// that the peer has acknowledged, or read from a Unix socket. Elsewhere, and with a custom
-/// listener, they are the bytes that the stream has accepted.
+/// Returns a number that grows with the bytes that the peer takes. On Linux, the peer takes bytes
+/// when it acknowledges them or, over a Unix socket, when it reads them. Elsewhere, and with a
+/// custom listener, bytes count as taken when the stream has accepted them.
 fn taken(life: &Life) -> u64 {
     let sent = life.probe.sent();
     sent.map_or_else(|| life.bytes_written(), |sent| sent.taken())

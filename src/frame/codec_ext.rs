@@ -10,11 +10,11 @@ use crate::error::ServiceError;
 /// Combinators for codecs.
 ///
 /// Each method takes a codec and returns another one. A method that changes decoding does not
-/// change encoding, and the other way around, unless its description says so. Items are moved,
-/// never cloned. If the codec encodes a single type, so does the new one, except that [`Then`]
-/// encodes the types that its inner codec encodes. The new codec has the error type of the original
-/// one, with two exceptions: [`Then`] has an error type of its own, because it combines two codecs,
-/// and [`TryMapDecode`] decodes with a [`BoxError`](crate::BoxError).
+/// change encoding, and vice versa, unless its description says so. Items are moved, never cloned.
+/// If the codec encodes a single type, so does the new one, except that [`Then`] encodes the types
+/// that its inner codec encodes. The new codec has the error type of the original one, with two
+/// exceptions: [`Then`] has an error type of its own, because it combines two codecs, and
+/// [`TryMapDecode`] decodes with a [`BoxError`](crate::BoxError).
 ///
 /// ```no_run
 /// use std::convert::Infallible;

@@ -236,7 +236,7 @@ impl Progress {
     }
 }
 
-/// Returns whether a client of HTTP/1 wants the connection to close after this request.
+/// Returns whether an HTTP/1 client wants the connection to close after this request.
 fn asks_to_close<B>(request: &Request<B>) -> bool {
     let persists = request.version() == Version::HTTP_11;
     if persists && !request.headers().contains_key(CONNECTION) {

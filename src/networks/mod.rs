@@ -65,11 +65,11 @@ impl Networks {
         Self::default()
     }
 
-    /// Parses a list of texts with one network each.
+    /// Parses a list of strings. Each string is one network.
     ///
     /// # Errors
     ///
-    /// Returns an error that names the first text that is not a network.
+    /// Returns an error that names the first string that is not a network.
     pub fn parse<T: AsRef<str>>(
         networks: impl IntoIterator<Item = T>,
     ) -> Result<Self, InvalidNetwork> {
@@ -192,7 +192,7 @@ impl fmt::Debug for Networks {
     }
 }
 
-/// The error for a text that is not a network. Its message names the text.
+/// The error for a string that is not a network. Its message names the string.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{}` is not a network: {problem}", text.escape_debug())]
 pub struct InvalidNetwork {

@@ -134,9 +134,9 @@ impl Records {
     }
 
     /// Returns the number of bytes that are missing from the first record of the incomplete input,
-    /// or from its header if that is incomplete. If the record is complete, returns `usize::MAX`,
-    /// because then a handshake message is incomplete, and all further bytes may belong to that
-    /// message.
+    /// or from the record's header if the header is incomplete. If the record is complete, a
+    /// handshake message is incomplete, and all further bytes may belong to it, so the result is
+    /// `usize::MAX`.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();

@@ -9,8 +9,8 @@ use thiserror::Error;
 #[doc(alias = "Gone")]
 pub struct Closed;
 
-/// The error of a send that cannot be done at once, or whose connection is closed. It contains the
-/// value that was not sent.
+/// The error of a send for which there is no room now, or which the connection no longer accepts.
+/// It contains the value that was not sent.
 #[derive(Clone, Copy, PartialEq, Eq, Error)]
 pub enum TrySendError<V> {
     /// The send would have to wait, or, for `post_after`, too many timers are set.
