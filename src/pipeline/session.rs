@@ -76,7 +76,7 @@ pub trait Session<E>: Send + 'static {
 
 /// Adapts a [`Session`] to a Tower service of requests, or of [`Event`](super::Event)s.
 ///
-/// A make-service returns it, alone or within layers for requests:
+/// A make-service returns it, either as it is or wrapped in layers for requests:
 ///
 /// ```
 /// # use std::{convert::Infallible, time::Duration};

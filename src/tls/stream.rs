@@ -43,8 +43,8 @@ thread_local! {
 }
 
 impl Scratch {
-    /// Runs `f` with the memory of the thread. If `f` uses another stream, that stream gets new
-    /// memory.
+    /// Runs `f` with the thread's `Scratch`. If `f` uses another `TlsStream`, that stream gets a
+    /// new `Scratch`.
     fn with<T>(f: impl FnOnce(&mut Self) -> T) -> T {
         // A thread that is ending no longer has this memory. In that case, new memory is allocated,
         // and freed afterwards.
