@@ -119,9 +119,8 @@ impl Bans {
     /// Sets the prefix length of a ban of an IPv6 address: the ban applies to all addresses with
     /// the same first `bits` bits.
     ///
-    /// This is a setting of one clone, although clones share the set. Set it before cloning,
-    /// because a clone with another prefix can miss the IPv6 bans of this clone, or apply them to
-    /// other addresses.
+    /// Clones share their bans, but not this setting. Set it before cloning, because a clone with
+    /// another prefix can miss the IPv6 bans of this clone, or apply them to other addresses.
     ///
     /// Default: 64. Why: a host usually has a network of this size, and can use any address in it.
     #[must_use]
@@ -132,8 +131,8 @@ impl Bans {
 
     /// Sets the maximum number of bans. `0` counts as 1.
     ///
-    /// This is a setting of one clone, although clones share the set. A clone applies its own
-    /// maximum to the whole set when it bans an address, so set it before cloning.
+    /// Clones share their bans, but not this setting. When a clone bans an address, it applies its
+    /// own maximum to the bans of all clones, so set the maximum before cloning.
     ///
     /// Default: 65,536. Why: to bound memory to about 10 MB. When reached: each new ban replaces
     /// the one that would end first.

@@ -72,9 +72,9 @@ struct Known {
 }
 
 impl Known {
-    /// Returns whether the client can be forgotten without losing its state. If this returns
-    /// `true`, the caller must forget the client, because the check has used up the client's whole
-    /// rate.
+    /// Returns whether the client's state is that of a new client, so that the client can be
+    /// forgotten. If this returns `true`, the caller must forget the client, because the check has
+    /// used up the burst of the client's rate.
     fn is_fresh(&self) -> bool {
         self.holders == 0 && self.client.rate.as_ref().is_none_or(Rate::is_fresh)
     }

@@ -105,13 +105,13 @@ impl ListeningSocket {
         WeakSocket(Arc::downgrade(&self.0))
     }
 
-    /// Stops accepting from the socket, so that its clients wait for another process.
+    /// Stops accepting from the socket, so that the socket's clients wait for another process.
     pub(crate) fn release(&self) {
         self.0.released.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether this process has stopped accepting from the socket, so that its clients wait
-    /// for another process.
+    /// Returns whether this process has stopped accepting from the socket, so that the socket's
+    /// clients wait for another process.
     #[cfg(feature = "handover")]
     pub(super) fn is_released(&self) -> bool {
         self.0.released.load(Ordering::Relaxed)

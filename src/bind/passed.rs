@@ -95,9 +95,9 @@ static PASSED: LazyLock<Result<Mutex<Descriptors>, PassedError>> =
     LazyLock::new(|| Descriptors::from_env().map(Mutex::new));
 
 struct Descriptors {
-    /// All passed descriptors. Every stream socket among them is taken from `ListenFd` at once,
-    /// even if no endpoint takes it later. `ListenFd` then marks it close-on-exec, so that child
-    /// processes do not inherit it.
+    /// All passed descriptors. When the environment is read, every stream socket among them is
+    /// taken from `ListenFd`, even if no endpoint takes the socket later. `ListenFd` then marks it
+    /// close-on-exec, so that child processes do not inherit it.
     slots: Vec<Slot>,
     first: RawFd,
     names: String,

@@ -204,8 +204,9 @@ where
         Poll::Ready(())
     }
 
-    /// Completes when the connection must end without waiting for the calls that still run. While
-    /// requests are decoded, `poll_event` drives I/O. After that, this function does.
+    /// Completes when the connection must end without waiting for the calls that still run. Once
+    /// the connection is ending, this function also drives I/O and deadlines. Until then,
+    /// `poll_event` drives them.
     pub(in crate::pipeline) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drops(Dropped::Calls) {
             Poll::Ready(())
