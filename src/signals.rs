@@ -120,7 +120,7 @@ impl Signals {
             .await;
     }
 
-    /// Wakes the user's futures, so that each checks its condition again.
+    /// Wakes the futures that the user holds, so that each checks its condition again.
     pub(crate) fn wake_users(&self) {
         let users = self.lock().users.clone();
         if let Some(users) = users {

@@ -177,8 +177,8 @@ impl Sent {
 /// A connection's access to its socket. It is empty if the listener has not provided the socket.
 ///
 /// A probe does not keep the socket open. Once the socket is closed, every method except
-/// [`knows`](Self::knows) acts as on an empty probe. A query that asks the system costs a system
-/// call, so the common path of a request makes no such query.
+/// [`knows`](Self::knows) acts as if the probe were empty. Some methods ask the system, which costs
+/// a system call, so the common path of a request does not use them.
 #[derive(Clone, Default)]
 pub(crate) struct Probe(Option<Weak<Wire>>);
 

@@ -31,8 +31,8 @@ pub(crate) struct Moment(NonZeroU64);
 impl Moment {
     pub(crate) const START: Self = Self(NonZeroU64::MIN);
 
-    /// Returns the moment `time` later. Returns `None`, which means no deadline, if that is beyond
-    /// the end of the clock.
+    /// Returns the moment that is `time` after this one. Returns `None`, which means no deadline,
+    /// if that moment is beyond the end of the clock.
     pub(crate) fn checked_add(self, time: Duration) -> Option<Self> {
         let nanos = u64::try_from(time.as_nanos()).ok()?;
         self.0.checked_add(nanos).map(Self)

@@ -70,9 +70,9 @@ impl deadline::Due for Due {
     }
 }
 
-/// The current wait, and six facts, in this order: output is pending; HTTP/2 data waits for the
-/// peer; the peer has finished sending; the connection drains; a graceful close has begun; hyper
-/// stays set up although the connection is idle.
+/// The current wait, and six facts, in this order: output is pending; a piece of an HTTP/2 response
+/// waits for the peer; the peer has finished sending; the connection drains; a graceful close has
+/// begun; the HTTP/1 connection is idle but not parked.
 type Waits = (Waiting, [bool; 6]);
 
 pub(super) struct Clock {

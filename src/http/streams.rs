@@ -17,8 +17,9 @@ use crate::error::Panicked;
 #[derive(Clone, Debug, Default)]
 pub struct Streams(Arc<Mutex<JoinSet<()>>>);
 
-/// Aborts the connection's tasks when dropped. The `JoinSet` alone would abort them only when the
-/// last [`Streams`] is dropped, and each running request holds one, to spawn the task of a tunnel.
+/// Aborts the connection's tasks when dropped. Otherwise the `JoinSet` would abort them only when
+/// the last [`Streams`] is dropped. But each running request holds a `Streams`, to spawn the task
+/// of a tunnel.
 pub(super) struct Tasks(Streams);
 
 impl Streams {

@@ -7,16 +7,15 @@ use crate::make::CloneForRequest;
 /// Calls a new clone of a service for each request. `poll_ready` makes the clone, and a pipeline
 /// calls `poll_ready` only when a request has arrived. The clone is dropped when `call` returns.
 ///
-/// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way. Use
-/// `PerCall` for a stack that connections share, if it would otherwise be kept from one call to the
-/// next. Examples of such stacks are a part of the service that a make-service makes, the service
-/// in a `Buffer`, and a connection service.
+/// [`PipelineBuilder::service`](super::PipelineBuilder::service) calls its service in this way.
+/// Elsewhere, one clone of a shared stack serves many calls: as a part of the service that a
+/// make-service makes, in a `Buffer`, or as a connection service. Put `PerCall` around such a
+/// stack.
 ///
-/// A stack that is kept can hold a permit while its connection is idle. For example, `LoadShed`
-/// fails a request when the limit inside it is reached, but the connection's stack stays in the
-/// queue of that limit. That stack gets the next free permit, and keeps the permit until the
-/// connection's next request. With `PerCall`, the clone of the stack is dropped when `call`
-/// returns, and so leaves the queue.
+/// Without `PerCall`, a clone of the stack can hold a permit while no request runs. For example,
+/// `LoadShed` fails a request when the limit inside it is reached, but the clone stays in the queue
+/// of that limit. The clone gets the next free permit, and keeps the permit until its next call.
+/// With `PerCall`, the clone is dropped when `call` returns, and so leaves the queue.
 ///
 /// ```
 /// use bytes::Bytes;

@@ -150,8 +150,8 @@ impl Notifier {
         }
     }
 
-    /// Sends the changes since the last call. If a message cannot be sent, the next call sends it
-    /// again.
+    /// Sends the changes since the last message that was sent successfully. So if this message
+    /// fails, the next call includes its changes.
     fn send_changes(&mut self) {
         let is_stopping = self.handle.0.is_shutting_down();
         let status = Health::of(&self.handle).to_string();

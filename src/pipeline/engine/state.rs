@@ -9,9 +9,9 @@
 //! ```
 //!
 //! An end has two parts. The *reason* is stored in the connection's `Life`: the first reason wins,
-//! unless an error follows an orderly one. The *work that is dropped* is stored here, in
-//! [`State::Ending`], and can only grow: if a reset follows a closing reply, that reply is dropped,
-//! too.
+//! unless an error follows an orderly one. *Which work is dropped* is stored here, in
+//! [`State::Ending`]. A later end can only add to this work: if a reset follows a closing reply,
+//! that reply is dropped, too.
 
 /// A drain that has read this many bytes treats all further input as if it had arrived after the
 /// drain began. A socket's receive buffer seldom holds more bytes.
@@ -49,8 +49,8 @@ pub(super) enum State {
     ///
     /// Set by [`upgrade`](Self::upgrade).
     Upgrading,
-    /// Nothing more is decoded. [`Dropped`] determines the work that is dropped. The other work is
-    /// finished, and then the stream is closed.
+    /// Nothing more is decoded. [`Dropped`] determines which work is dropped. The rest of the work
+    /// is finished, and then the stream is closed.
     ///
     /// Set by [`end`](Self::end). The final state.
     Ending(Dropped),
