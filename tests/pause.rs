@@ -4,6 +4,7 @@
 mod support;
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -337,6 +338,29 @@ async fn a_peer_has_its_whole_idle_time_after_a_pause() {
         let mut client = served.client().await;
         let peer = next(&mut peers).await;
         assert_eq!(client.ask("pause").await, "pause");
+
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        peer.resume_input();
+        let resumed = Instant::now();
+
+        assert!(client.rest().await.is_empty(), "{}", served.way());
+        assert_eq!(resumed.elapsed().as_secs(), 75, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_has_sent_nothing_has_the_idle_time_after_a_pause() {
+    let (peers, mut made) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        peer.pause_input();
+        peers.try_send(peer).expect("there is room");
+        ready(Ok::<_, Infallible>(service_fn(hurried)))
+    });
+    for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
+        let mut client = served.client().await;
+        let peer = made.recv().await.expect("it is served");
 
         tokio::time::sleep(Duration::from_secs(3600)).await;
         peer.resume_input();

@@ -285,10 +285,11 @@ impl Clock {
     }
 
     /// Records that the program has paused input during a wait. The idle time then restarts at the
-    /// next wait. The deadlines `half_closed` and `last_calls` run during a pause, unless received
-    /// input is held back (see [`Waiting::Paused`]), so once one of them runs, this does nothing.
+    /// next wait, and applies from then on even if the peer has not sent its first byte. The
+    /// deadlines `half_closed` and `last_calls` run during a pause, unless received input is held
+    /// back (see [`Waiting::Paused`]), so once one of them runs, this does nothing.
     pub(super) fn saw_pause(&mut self) {
-        self.saw_activity |= self.active.is_some() && !self.half_closed && !self.closes;
+        self.saw_activity |= !self.half_closed && !self.closes;
     }
 
     fn note(&mut self, waiting: Waiting, writing: bool, now: Moment) {

@@ -301,7 +301,9 @@ impl<T, M> Peer<T, M> {
     /// completes at a drain, at the maximum age and after `LiveConnection::close`, but not at the
     /// end of input.
     ///
-    /// The deadlines for input do not run during the pause. While received input is held back,
+    /// The deadlines for input do not run during the pause. After it, the peer has its whole
+    /// [`idle`](crate::deadline::Deadlines::idle) time again, even before its first byte. While
+    /// received input is held back,
     /// [`half_closed`](crate::deadline::Deadlines::half_closed) and
     /// [`last_calls`](crate::deadline::Deadlines::last_calls) do not run either.
     #[doc(alias = "shutdown_input")]
