@@ -251,7 +251,8 @@ enum Step {
     Discard(usize),
     /// Check from time to time whether the peer has taken all output. Nothing more is read, because
     /// the peer has finished sending, a read has failed, or enough bytes were discarded. If the
-    /// socket were closed now, the rest of the output would be lost, or left to the system.
+    /// socket were closed now, unread input could cause a reset, which loses the remaining output.
+    /// Without unread input, the system would send it, but [`Linger::write`] would not apply.
     Look,
 }
 

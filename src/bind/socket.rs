@@ -126,8 +126,8 @@ macro_rules! on_stream {
 const LOOK: usize = 4 * 1024;
 
 /// The maximum number of bytes that a vectored write copies into one buffer. For so few bytes, the
-/// copy and a plain write cost less time than `writev`. The head and the body of a short HTTP
-/// response are such a write.
+/// copy and a plain write take less time than `writev`. A typical case is the head and the body of
+/// a short HTTP response.
 const JOINED: usize = 512;
 
 /// The maximum number of buffers that `writev` takes (`IOV_MAX`). The standard library passes no

@@ -76,7 +76,7 @@ fn earlier<D>(one: Option<(Moment, D)>, other: Option<(Moment, D)>) -> Option<(M
 /// The action to take when a deadline passes.
 pub(crate) trait Due {
     /// Returns whether the peer can meet this deadline by sending or reading. Such a deadline is
-    /// extended if the process was stopped.
+    /// extended if the process could not run for a while (see [`STALL`]).
     fn is_kept_by_peer(&self) -> bool;
 }
 
@@ -201,8 +201,8 @@ impl Timer {
         alarm.as_mut()
     }
 
-    /// Extends a deadline once, if the peer may have met it while the process was stopped. Returns
-    /// the deadline to use.
+    /// Extends a deadline once, if the peer may have met it while the process could not run (see
+    /// [`STALL`]). Returns the deadline to use.
     fn extend(&mut self, at: Moment, due: &impl Due, now: Moment) -> Moment {
         if !due.is_kept_by_peer() {
             return at;

@@ -88,14 +88,14 @@ impl ServerState {
         self.table.all().for_each(|life| cut_off(&life, reason));
     }
 
-    /// Returns the result of the shutdown. The first call computes the report from counters, and
-    /// later calls return the same report. The code that adds a connection to the table or removes
-    /// it updates the counters. The server's loop does not, because some connections end before it
-    /// runs again.
+    /// Returns the report of the shutdown. The first call computes it from counters, and later
+    /// calls return the same report. [`enter`](Self::enter) and [`leave`](Self::leave) update the
+    /// counters. The server's loop could not, because connections may end between the beginning of
+    /// the drain and the loop's next run.
     ///
-    /// Every connection that is not counted as drained or timed out is aborted. Aborted connections
-    /// are not counted themselves, because other threads may still abort and remove them while the
-    /// report is made.
+    /// A connection that was in the table during the drain counts as aborted, unless it is counted
+    /// as drained or timed out. Aborted connections have no counter of their own, because other
+    /// threads may still abort and remove them while the report is made.
     pub(crate) fn report(&self, duration: Duration) -> Report {
         let drained = self.drained.load(Ordering::Acquire);
         let timed_out = self.timed_out.load(Ordering::Acquire);

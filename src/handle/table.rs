@@ -16,8 +16,8 @@ pub(super) struct Table {
 
 type Shard = HashSet<Entry, BuildHasherDefault<NumberHasher>>;
 
-/// Hashes a connection's number by a multiplication. The server chooses the numbers, so no peer can
-/// provoke collisions. The standard hasher protects against them, but at ten times the cost.
+/// Hashes a connection's number with one multiplication. The server chooses the numbers, so no peer
+/// can provoke collisions. The standard hasher protects against them, but at ten times the cost.
 #[derive(Default)]
 pub(super) struct NumberHasher(u64);
 

@@ -256,8 +256,8 @@ where
     }
 }
 
-/// The service that tokio-tower calls. It returns its argument, a call that has begun, as the
-/// future.
+/// The service that tokio-tower calls. Its request is a future, namely a [`Call`] that has already
+/// begun. It returns this future as the response future.
 struct Identity;
 
 impl<C: Future<Output = Result<R, Infallible>>, R> Service<C> for Identity {

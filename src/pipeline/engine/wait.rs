@@ -29,8 +29,8 @@ use crate::pipeline::clock::{Alarm, Waiting};
 use crate::pipeline::peer::{EngineSide, Mail};
 use crate::signals::{Signal, poll_looked};
 
-/// The maximum number of bytes to read at once while output is pending. It is small, because these
-/// bytes may take memory in addition to the output.
+/// The maximum number of bytes per read while output is pending. It is small, because these bytes
+/// may take memory in addition to the output.
 const READ_UNWRITTEN: usize = 8 * 1024;
 
 impl<Io, C, T, M> Engine<Io, C, T, M>
@@ -112,9 +112,8 @@ where
     ///
     /// A drain loses bytes that it does not find, because the connection then closes. So in
     /// `DrainReading` the result is `true` if the listener has provided the socket and the socket
-    /// is still open. In other states, only an incomplete frame shows that input is missing. The
-    /// runtime can miss the rest of a frame only after urgent data, which makes a read short. So
-    /// the additional read is tried only after a short read.
+    /// is still open. In other states, the result is `true` only if a part of a frame has arrived,
+    /// and the runtime may have missed the rest because of urgent data (see `Probe::look_again`).
     fn looks_again(&self) -> bool {
         let probe = &self.conn.life().probe;
         match self.state {
