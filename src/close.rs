@@ -70,8 +70,8 @@ impl Linger {
     /// Where acknowledgements are not reported (see [`write`](Self::write)), all output counts as
     /// acknowledged once writing is shut down.
     ///
-    /// Default: 2 s. Why: in that time a peer can receive a reply, read it and close. When reached:
-    /// the socket is closed.
+    /// Default: 2 s. Why: in that time a peer can read the last output and close. When reached: the
+    /// socket is closed.
     #[must_use]
     pub fn time(mut self, time: Duration) -> Self {
         self.time = time;

@@ -43,7 +43,7 @@ pub trait ListenerExt: IntoListener {
     ///
     /// # Panics
     ///
-    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
+    /// Panics if called on a listener of tokio outside a tokio runtime with I/O enabled.
     fn tap_io<F>(self, f: F) -> TapIo<Self::Listener, F>
     where
         F: FnMut(&mut <Self::Listener as Listener>::Io) + Send + 'static,
@@ -68,7 +68,7 @@ pub trait ListenerExt: IntoListener {
     ///
     /// # Panics
     ///
-    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
+    /// Panics if called on a listener of tokio outside a tokio runtime with I/O enabled.
     #[doc(alias = "map")]
     fn map_io<F, Io>(self, f: F) -> MapIo<Self::Listener, F>
     where
@@ -222,8 +222,8 @@ impl<L: fmt::Debug, F> fmt::Debug for MapIo<L, F> {
     }
 }
 
-/// Converts a panic of the user's function into the error with which an accept fails if the peer
-/// has already disconnected, so that only this connection ends.
+/// Converts a panic of the user's function into an error of the accept, as if the peer had already
+/// disconnected. So only this connection ends.
 fn aborted(panicked: Panicked) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, panicked)
 }

@@ -34,7 +34,7 @@ pub trait IntoListener: Sized {
     ///
     /// # Panics
     ///
-    /// For a listener of tokio, panics if called outside of a tokio runtime with I/O enabled.
+    /// Panics if called on a listener of tokio outside a tokio runtime with I/O enabled.
     fn into_listener(self) -> Self::Listener;
 }
 

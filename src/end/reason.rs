@@ -120,7 +120,7 @@ end_reasons! {
     TlsHandshakeFailed = "tls_handshake_failed" by Peer,
     /// A pre-connect hook or [`Pipeline::reject`](crate::Pipeline::reject) rejected the connection.
     Rejected = "rejected" by Service,
-    /// The connection was over a [`ConnectionLimit`](crate::admit::ConnectionLimit), or tower's
+    /// The connection exceeded a [`ConnectionLimit`](crate::admit::ConnectionLimit), or tower's
     /// `LoadShed` rejected it.
     LimitExceeded = "limit_exceeded" by Server,
     /// An [`AddressFilter`](crate::admit::AddressFilter) denied the connection's address, for
@@ -156,7 +156,7 @@ end_reasons! {
     EncodeError = "encode_error" by Service,
     /// User code panicked.
     Panic = "panic" by Service,
-    /// The stream failed with an I/O error for which there is no other reason.
+    /// The stream failed with an I/O error that no other reason describes.
     IoError = "io_error" by Peer,
     /// The connection finished during a shutdown, or did not finish its hooks in the time that a
     /// drain gives them.

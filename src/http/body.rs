@@ -57,7 +57,8 @@ struct Wait {
     draining: Option<Moment>,
 }
 
-/// The length of the deadline that has passed.
+/// The length of a deadline. The timer returns it when that deadline passes. `None` if the deadline
+/// is not set, so it never passes.
 #[derive(Clone, Copy)]
 struct Elapsed(Option<Duration>);
 

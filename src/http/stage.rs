@@ -59,7 +59,7 @@ where
     },
     Http1 {
         hyper: Box<Http1<Io, S>>,
-        /// The number of requests before hyper was set up.
+        /// The connection's number of requests when hyper was set up.
         before: u64,
         /// The numbers of requests and of bytes read when the connection last became idle.
         rest: Option<(u64, u64)>,

@@ -119,7 +119,7 @@ pub struct SessionService<S: Session<E>, E> {
     state: Arc<Mutex<State<S, E>>>,
     /// The guard of the state. `poll_ready` stores it here for the next call.
     ready: Option<Guard<S, E>>,
-    /// The wait of `poll_ready` for the end of a running call.
+    /// The future with which `poll_ready` waits for a running call to end.
     waiting: Option<ReusableBoxFuture<'static, Guard<S, E>>>,
 }
 

@@ -216,9 +216,9 @@ where
         replaced.filter(|_| !is_own)
     }
 
-    /// Enters a connection under a key, and returns the [`Peer`] that had the key before. It can be
-    /// a `Peer` of the same connection, from before an upgrade. Changes nothing, and returns
-    /// `None`, if the moment to remove the entry is already past.
+    /// Inserts a connection under a key, and returns the [`Peer`] that had the key before. It can
+    /// be a `Peer` of the same connection, from before an upgrade. Changes nothing, and returns
+    /// `None`, if the connection is already past the moment at which its entries are removed.
     fn put(
         &self,
         mut shard: Shard<'_, K, Entered<T, M>>,

@@ -128,9 +128,9 @@ impl Drop for Serve {
 }
 
 /// The longest time for which dropping [`Serve`] waits for another thread that polls the server.
-/// A poll accepts at most 16 connections, and takes far less. Only a stack that blocks in `call` or
-/// `poll_ready` takes longer, for example because it waits for a lock that the dropping thread
-/// holds.
+/// The accept loop yields after 16 connections, so a poll takes far less time than this. It takes
+/// longer only if user code in the loop blocks, such as the stack's `call` or `poll_ready`, for
+/// example because it waits for a lock that the dropping thread holds.
 const DROP_WAIT: Duration = Duration::from_secs(1);
 
 /// The server's own future. [`Serve`] shares it with the task that polls it. So the drop of

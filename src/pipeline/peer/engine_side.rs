@@ -109,7 +109,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.room.add_permits(room);
     }
 
-    /// Returns whether a task waits until encoded output is flushed.
+    /// Returns whether a task is waiting for encoded output to be flushed.
     pub(in crate::pipeline) fn awaits_flush(&self) -> bool {
         self.0.flags.is_raised(Flag::Flush)
     }

@@ -77,7 +77,8 @@ struct Side {
     passed: Arc<AtomicU64>,
     faults: VecDeque<(u64, Fault)>,
     pieces: Option<usize>,
-    /// `true` if bytes have just passed. If `pieces` is set, the next step then yields once.
+    /// `true` after bytes have passed. If `pieces` is set, this direction yields once before the
+    /// next bytes pass.
     full: bool,
     delay: Option<Pin<Box<Sleep>>>,
     last: Option<Fault>,
