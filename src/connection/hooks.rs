@@ -15,7 +15,8 @@ pub(crate) enum Moment {
     /// The connection begins to close. If it ends without closing, the callbacks for this moment
     /// run at the end, before the callbacks for [`End`](Self::End).
     Closing,
-    /// The service is dropped, usually with the stream, and the reason is final.
+    /// The connection has ended: its reason is final, and its service is dropped. Its stream is
+    /// dropped, too, unless the service has moved the stream to another task.
     End,
 }
 

@@ -152,13 +152,13 @@ impl Handle {
     /// Open connections are not affected. A [shutdown](Self::shutdown) accepts the clients in the
     /// backlog as usual, even if the server is paused.
     ///
-    /// In one case, one more client is accepted after this call: if the server is already waiting
-    /// for a layer of the connection stack, such as tower's `ConcurrencyLimit` at its limit. Such a
-    /// layer may get a permit during the pause, and releases it only after a connection has used
-    /// it. So without this client, other servers that share the layer's limit could not use the
-    /// permit during the pause. If the server is waiting only for its own limit
-    /// ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no further client is accepted, even
-    /// if several servers share that limit.
+    /// One more client is accepted after this call if the server is already waiting for a layer of
+    /// the connection stack, such as tower's `ConcurrencyLimit` at its limit. Such a layer may get
+    /// a permit during the pause, and releases it only after a connection has used it. If the
+    /// server accepted no client, the layer would hold the permit until the pause ends, and other
+    /// servers that share the layer's limit could not use it. If the server is waiting only for its
+    /// own limit ([`ServerBuilder::limit`](crate::ServerBuilder::limit)), no further client is
+    /// accepted, even if several servers share that limit.
     pub fn pause(&self) {
         self.0.paused.store(true, Ordering::Release);
         self.0.server.wake();

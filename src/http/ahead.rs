@@ -178,10 +178,10 @@ impl Ahead {
         Poll::Ready(io::ErrorKind::ConnectionReset.into())
     }
 
-    /// Returns whether to read ahead in order to notice that the peer disconnects. On a socket,
-    /// reading ahead stops once bytes are buffered: from then on, [`Departing`] notices a
-    /// disconnect, and more bytes would only cost memory. If no socket can be watched, up to
-    /// [`AHEAD`] bytes are read.
+    /// Returns whether to read ahead in order to notice that the peer disconnects. If the socket
+    /// can be watched, reading ahead stops once bytes are buffered, because [`Departing`] notices a
+    /// disconnect without reading, and more bytes would only cost memory. If no socket can be
+    /// watched, up to [`AHEAD`] bytes are read.
     fn may_read_ahead(&self) -> bool {
         let max = if matches!(self.watch, Watch::Blind) {
             AHEAD

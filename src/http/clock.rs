@@ -79,7 +79,7 @@ pub(super) struct Clock {
     timer: Timer,
     /// The wait and the facts for which the timer was armed.
     armed: Option<Waits>,
-    /// The current wait, the number of requests before it, and its start.
+    /// The current wait, the number of requests when it began, and the time at which it began.
     waiting: (Waiting, u64, Moment),
     /// HTTP/1 only: the time at which the connection last became idle while hyper was set up.
     rested: Option<Moment>,

@@ -259,8 +259,8 @@ impl<F, K, T, D, N> Pipeline<F, K, T, D, N> {
     ///
     /// The farewell is sent after all replies and all pushed frames, and nothing is sent after it.
     /// So the peer cannot mistake the farewell for the reply to a request that the service has
-    /// begun to handle. A peer whose system does not accept the farewell is cut off
-    /// at the [write deadline](Deadlines::write).
+    /// begun to handle. If the peer does not take the farewell, the connection is cut off at the
+    /// [write deadline](Deadlines::write).
     ///
     /// There is no farewell after a [closing reply](Reply::close) or [`Peer::close`], because the
     /// code that closes can send a last frame itself. There is also none after an error of the peer

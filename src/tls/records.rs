@@ -10,8 +10,8 @@ use tokio_rustls::rustls::unbuffered::{
 };
 use tokio_rustls::rustls::{CommonState, Error};
 
-/// The size of a record's header. The last two bytes of the header are the length of the rest of
-/// the record.
+/// The size of a record's header, in bytes. The last two bytes of the header are the length of the
+/// rest of the record.
 const HEADER: usize = 5;
 
 /// The size of the largest record that rustls accepts. After the handshake, at most this much
