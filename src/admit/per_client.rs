@@ -193,7 +193,7 @@ impl PerClient {
     }
 
     /// Admits a connection if its client is below the limits and no other connection of the client
-    /// waits. Otherwise, if the connection may wait, waits for its turn.
+    /// waits. Otherwise waits for the connection's turn, or fails if the connection may not wait.
     async fn enter(&self, slot: &mut Slot) -> Result<(), OverClientLimit> {
         let Err(over) = self.try_enter(slot) else {
             return Ok(());

@@ -52,7 +52,7 @@ impl Departing {
     }
 
     /// Completes once the peer can no longer be reached: it has reset the connection, or closed its
-    /// end of a Unix socket, or the system has given up the connection. Also completes when the
+    /// end of a Unix socket, or the system has given up on the connection. Also completes when the
     /// runtime shuts down.
     pub(crate) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(guard) = self.0.poll_write_ready(cx) {

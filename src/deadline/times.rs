@@ -327,13 +327,16 @@ deadlines! {
     /// Each deadline counts from the beginning of the drain, unless its method says otherwise. With
     /// `None`, the drain adds no such deadline, and those of [`Deadlines`] still apply.
     ///
+    /// Below, the reason of the drain is the end reason [`Drained`] in a shutdown, [`MaxAge`] at
+    /// the maximum age, and [`ServiceClosed`] after `LiveConnection::close`.
+    ///
     /// | deadline | default | why | when reached |
     /// | --- | --- | --- | --- |
-    /// | [`pre_connect`] | 1 s | an active handshake is done by then | [`Drained`] |
+    /// | [`pre_connect`] | 1 s | an active handshake is done by then | the reason of the drain |
     /// | [`frame`] | 3 s | TCP has retransmitted a lost packet twice by then | [`FrameTimeout`] |
     /// | [`body`] | 3 s | TCP has retransmitted a lost packet twice by then | [`BodyTimeout`], see [`Deadlines::body`] |
-    /// | [`last_request`] | 1 s | a round trip and the client's processing | [`Drained`] |
-    /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | [`Drained`] |
+    /// | [`last_request`] | 1 s | a busy client sends its next request by then | the reason of the drain |
+    /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | the reason of the drain |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
     /// | [`stream`] | 30 s | the default deadline of a shutdown | [`MaxAge`] |
     ///
@@ -341,12 +344,12 @@ deadlines! {
     /// [`FrameTimeout`]: crate::EndReason::FrameTimeout
     /// [`Drained`]: crate::EndReason::Drained
     /// [`MaxAge`]: crate::EndReason::MaxAge
+    /// [`ServiceClosed`]: crate::EndReason::ServiceClosed
     DrainDeadlines {
         /// Sets how long pre-connect hooks may still take once a drain has begun.
         ///
         /// Default: 1 s. Why: an active handshake takes a few round trips, and no request has
-        /// arrived yet. When reached: the connection is dropped with
-        /// [`Drained`](crate::EndReason::Drained).
+        /// arrived yet. When reached: the connection is dropped with the reason of the drain.
         pre_connect = secs(1),
 
         /// Sets the time for the rest of a frame, or of a request's head in HTTP/1. For a frame or
@@ -372,8 +375,8 @@ deadlines! {
         /// [`Deadlines::body`].
         body = secs(3),
 
-        /// Sets how long an idle HTTP/1 connection stays open for one more request, which is
-        /// answered with `connection: close`.
+        /// Sets how long an HTTP/1 connection that is idle between two requests stays open for one
+        /// more request, which is answered with `connection: close`.
         ///
         /// HTTP/1 can announce a close only in a response. So a request that the client sends while
         /// the server closes the connection is lost ([RFC 9112 section
@@ -382,8 +385,8 @@ deadlines! {
         /// close from the response. HTTP/2 announces a close by `GOAWAY`, so it does not need this
         /// deadline.
         ///
-        /// Default: 1 s. Why: a round trip and the client's processing. When reached: the
-        /// connection closes with [`Drained`](crate::EndReason::Drained).
+        /// Default: 1 s. Why: a busy client sends its next request after a round trip and its own
+        /// processing. When reached: the connection closes with the reason of the drain.
         last_request = secs(1),
 
         /// Sets how long an idle connection of a pipeline stays open for another frame, or for its
@@ -398,7 +401,7 @@ deadlines! {
         /// the deadline if connections are short and requests must not be lost.
         ///
         /// Default: zero. Why: only the protocol knows whether a peer may send again. When reached:
-        /// the connection closes with [`Drained`](crate::EndReason::Drained).
+        /// the connection closes with the reason of the drain.
         next_frame = secs(0),
 
         /// Sets how long an idle HTTP/2 connection waits for the peer to acknowledge the `GOAWAY`.

@@ -75,10 +75,10 @@ pub(super) struct Clock {
     /// Before a drain, the moment when the connection reaches its maximum age. In a drain, the
     /// moment when the drain began.
     drains_at: Option<Moment>,
-    /// The moment of the last progress: the first byte, a frame, a finished request, the end of a
-    /// pause or of input, or the beginning of a close. Pending or written output is progress, too,
-    /// if `has_request` is set, if input has ended, or if the connection closes. `None` before the
-    /// first progress.
+    /// The moment of the last progress, or `None` before the first one. Progress is the first byte,
+    /// a frame, a finished request, the end of a pause, the end of input, or the beginning of a
+    /// close. While `has_request` is set, after the end of input, and while the connection closes,
+    /// each poll at which output is pending or was written is progress, too.
     active: Option<Moment>,
     frame_begun: Option<Moment>,
     blocked: Blocked,

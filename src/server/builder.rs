@@ -123,9 +123,9 @@ impl ServerBuilder {
     /// Default: zero. Why: only a load balancer that polls the server needs the phase. When
     /// reached: connections drain, and the listener closes.
     ///
-    /// A balancer notices the phase after the interval of its checks times the number of failed
-    /// checks that it waits for. Choose a longer time. The page [`balancers`](crate::balancers)
-    /// shows which checks notice the phase.
+    /// A balancer stops sending connections only after a number of failed checks. Choose a time
+    /// that is longer than this number times the interval of the checks. The page
+    /// [`balancers`](crate::balancers) shows which checks notice the phase.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.plan.lame_duck(time);
         self

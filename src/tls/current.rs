@@ -17,7 +17,7 @@ pub(super) struct Configuration {
     pub(super) names: Option<Arc<Names>>,
 }
 
-/// The current configuration. Each handshake takes the lock once, only to clone two pointers.
+/// The current configuration. Each handshake holds the lock only while it clones two pointers.
 #[derive(Clone)]
 pub(super) struct Current(Arc<RwLock<Configuration>>);
 
