@@ -404,12 +404,14 @@ deadlines! {
         /// the connection closes with the reason of the drain.
         next_frame = secs(0),
 
-        /// Sets how long an idle HTTP/2 connection waits for the peer to acknowledge the `GOAWAY`.
-        /// Pings from the peer do not extend the time. The time counts from the `GOAWAY`, or from
-        /// the end of the last response if that is later.
+        /// Sets how long an idle HTTP/2 connection waits for the peer to acknowledge the `GOAWAY`,
+        /// by answering the ping that hyper sends with it. Pings from the peer do not extend the
+        /// time. The time counts from the `GOAWAY`, or from the end of the last response if that is
+        /// later.
         ///
-        /// Default: 3 s. Why: as long as for a frame; a peer that is gone does not answer. When
-        /// reached: the connection closes with the reason for which the `GOAWAY` was sent.
+        /// Default: 3 s. Why: as for [`frame`](Self::frame), because an active peer answers within
+        /// a few round trips. When reached: the connection closes with the reason for which the
+        /// `GOAWAY` was sent.
         goodbye = secs(3),
 
         /// Sets how long a raw service, or the task that has an upgraded stream, may continue after

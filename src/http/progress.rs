@@ -216,7 +216,7 @@ impl Progress {
         }
     }
 
-    /// Returns the state by which a failure is classified.
+    /// Returns the state that `EndReason::of_hyper` needs to classify an error of hyper.
     pub(super) fn as_failed(&self) -> HttpProgress {
         HttpProgress {
             is_busy: self.is_busy(),

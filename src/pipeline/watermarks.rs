@@ -54,7 +54,8 @@ impl Watermarks {
         Self::capped(high / 4, high)
     }
 
-    /// Creates marks, and reduces them to the maximum. `low` must be below `high`.
+    /// Creates marks. `low` must be below `high`. Marks above the maximum are reduced, and `low`
+    /// stays below `high`.
     const fn capped(low: usize, high: usize) -> Self {
         let high = if high < MAX { high } else { MAX };
         let low = if low < high { low } else { high - 1 };

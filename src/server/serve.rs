@@ -146,9 +146,9 @@ struct Slot {
     /// The server's future. A poll takes it out of the slot, so that no lock is held while the
     /// user's code runs.
     server: Option<BoxFuture<Result<Report, Error>>>,
-    /// The thread that polls the future now. A drop on that same thread must not wait. Comparing
-    /// task ids would miss some such drops, because tokio changes the current id while it drops a
-    /// task's output.
+    /// The thread that polls the future now. If [`Running::end`] is called on this thread, it must
+    /// not wait for the poll to end. Comparing task ids instead would miss some such calls, because
+    /// tokio changes the current task id while it drops a task's output.
     polled_by: Option<ThreadId>,
     /// Set by [`Running::end`]. After that, a poll drops the future instead of putting it back.
     ended: bool,

@@ -25,7 +25,7 @@ pub(super) enum Runtimes {
     /// Starts this many threads, each with its own runtime. Zero means the runtime that runs the
     /// server.
     Own(usize),
-    /// Runtimes of the user.
+    /// Uses the runtimes passed to `ServerBuilder::runtimes`.
     Given(Vec<Handle>),
 }
 
