@@ -6,6 +6,7 @@ mod support;
 use std::convert::Infallible;
 use std::future::{pending, ready};
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -1290,7 +1291,7 @@ impl Encoder<Bytes> for Empties {
 }
 
 #[tokio::test(start_paused = true)]
-async fn codecs_that_skip_items_end_a_connection_whose_decoder_never_stops() {
+async fn codecs_that_skip_or_join_items_end_a_connection_whose_decoder_never_stops() {
     async fn check<F, K, T>(pipeline: Pipeline<F, K, T>, input: &str)
     where
         Pipeline<F, K, T>: ConnectionService<DuplexStream> + Clone,
@@ -1313,6 +1314,9 @@ async fn codecs_that_skip_items_end_a_connection_whose_decoder_never_stops() {
     }
     let then = || Empties.then(Lines::default());
     check(Pipeline::new(then).service(echo), "a\n").await;
+    let chunks = || Empties.chunks(NonZeroUsize::MAX);
+    let joined = service_fn(|chunk: Vec<Bytes>| ready(Ok::<_, Infallible>(chunk)));
+    check(Pipeline::new(chunks).service(joined), "a\n").await;
 }
 
 #[tokio::test(start_paused = true)]

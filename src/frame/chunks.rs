@@ -6,6 +6,8 @@ use std::num::NonZeroUsize;
 use bytes::BytesMut;
 use tokio_util::codec::{Decoder, Encoder};
 
+use super::stall::Stall;
+
 /// A codec whose items are chunks of several frames. See
 /// [`CodecExt::chunks`](super::CodecExt::chunks).
 ///
@@ -74,12 +76,14 @@ impl<C: Decoder> Decoder for Chunks<C> {
             // the errors of `decode_eof` from those of `decode`.
             at_end => self.failed = at_end,
         }
+        let mut stall = Stall::new(src);
         loop {
             match self.codec.decode(src) {
                 Ok(Some(item)) => {
                     if let Some(chunk) = self.push(item) {
                         return Ok(Some(chunk));
                     }
+                    stall.count(src)?;
                 }
                 Ok(None) => return Ok(None),
                 Err(err) => {
@@ -97,12 +101,14 @@ impl<C: Decoder> Decoder for Chunks<C> {
         if let Some(Failed::Reading(err) | Failed::AtEnd(err)) = self.failed.take() {
             return Err(err);
         }
+        let mut stall = Stall::new(src);
         loop {
             match self.codec.decode_eof(src) {
                 Ok(Some(item)) => {
                     if let Some(chunk) = self.push(item) {
                         return Ok(Some(chunk));
                     }
+                    stall.count(src)?;
                 }
                 Ok(None) => return Ok(self.leftover()),
                 Err(err) => {
