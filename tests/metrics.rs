@@ -230,6 +230,11 @@ async fn a_collection_tells_how_many_are_in_each_phase() {
         .collect();
     assert_eq!(phases, [1.0, 2.0, 1.0, 1.0]);
     assert_eq!(recorded.sum("tower_tcp.connection_limit", &[]), 10_000.0);
+
+    served.handle().limit().set_unlimited();
+    served.handle().collect_metrics();
+    let limit = recorded.sum("tower_tcp.connection_limit", &[]);
+    assert_eq!(limit, f64::INFINITY);
     assert_eq!(recorded.sum("tower_tcp.drain.remaining", &[]), 0.0);
 }
 

@@ -148,9 +148,8 @@ impl Meter {
             let labels = self.labels([("phase", phase.as_str())]);
             gauge!(ACTIVE, labels).set(as_f64(live));
         }
-        if let Some(limit) = seen.limit {
-            set(LIMIT, limit);
-        }
+        let limit = seen.limit.map_or(f64::INFINITY, as_f64);
+        gauge!(LIMIT, self.labels([])).set(limit);
         if let Some(length) = seen.accept_queue {
             set(QUEUE, length);
         }

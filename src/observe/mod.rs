@@ -79,7 +79,7 @@
 //! | `tower_tcp.requests.active` | gauge, requests | as given to the layer | rising without end: the service waits for an event that never happens |
 //! | `tower_tcp.request.duration` | histogram, seconds | as given to the layer; `error.type` (`service_error`; `canceled`: the call was dropped or panicked) | slower than before: check the service and its backends |
 //! | `tower_tcp.active_connections` | gauge, connections | `server.name`, `phase` (`pre_connect`, `serving`, `draining`, `closing`: [`ConnectionPhase`](crate::ConnectionPhase)) | many in `pre_connect`: slow clients, or a flood |
-//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | `active_connections` close to the limit: raise the limit, or add servers. Not set without a limit |
+//! | `tower_tcp.connection_limit` | gauge, connections | `server.name` | `active_connections` close to the limit: raise the limit, or add servers. Infinite without a limit |
 //! | `tower_tcp.accept_queue.length` | gauge, connections | `server.name` | high for long: the server is at its limit, paused, or stalled. Only for TCP on Linux |
 //! | `tower_tcp.connection.io` | counter, bytes | `server.name`, `direction` (`read`, `write`) | close to the network's capacity: add capacity, or shrink replies |
 //! | `tower_tcp.requests` | counter, requests | `server.name` | its rate is the load: use it for capacity planning |

@@ -56,7 +56,7 @@ struct Args {
     cert: Vec<PathBuf>,
 
     /// Private key of the certificate, in PEM, one for each `--cert` and in the same order.
-    #[arg(long)]
+    #[arg(long, requires = "cert")]
     key: Vec<PathBuf>,
 
     /// Speak HTTP without TLS.
