@@ -228,7 +228,8 @@ impl Life {
         self.signals.raise(Signal::Drain);
     }
 
-    /// Proposes `reason` and aborts the connection. Returns `false` if it was aborted before.
+    /// Proposes `reason` as the end reason, and aborts the connection. Returns `false` if the
+    /// connection was already aborted.
     pub(crate) fn abort(&self, reason: EndReason) -> bool {
         self.ended(reason.into());
         self.signals.raise(Signal::Abort)

@@ -338,7 +338,7 @@ deadlines! {
     /// | [`last_request`] | 1 s | a busy client sends its next request by then | the reason of the drain |
     /// | [`next_frame`] | zero | only the protocol knows whether another frame may follow | the reason of the drain |
     /// | [`goodbye`] | 3 s | a few round trips for a `GOAWAY` | the reason for the `GOAWAY` |
-    /// | [`stream`] | 30 s | the default deadline of a shutdown | [`MaxAge`] |
+    /// | [`stream`] | 30 s | the same as the default deadline of a shutdown | [`MaxAge`] |
     ///
     /// [`BodyTimeout`]: crate::EndReason::BodyTimeout
     /// [`FrameTimeout`]: crate::EndReason::FrameTimeout

@@ -83,7 +83,8 @@ pub(super) struct Clock {
     frame_begun: Option<Moment>,
     blocked: Blocked,
     pace: Pace,
-    /// The idle deadline, stored as a moment because that has half the size of a `Duration`.
+    /// The idle deadline. This duration is stored as the moment that long after the clock's start,
+    /// because a `Moment` has half the size of a `Duration`.
     idle: Option<Moment>,
     /// The set of waits, as bits, for which the timer will fire early enough. Within one wait,
     /// deadlines only move to a later time, so they need not be computed again before the timer

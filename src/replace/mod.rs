@@ -42,11 +42,16 @@
 //! old process had for an endpoint with the same text. So `127.0.0.1:0` has the same port as
 //! before, several sockets on one address (`SO_REUSEPORT`) keep their number and order, and
 //! `systemd:web` is still systemd's socket. Any other endpoint is bound as usual, but a socket of
-//! systemd that the old process did not have cannot be added. The length of the backlog and the
-//! other [`SocketOptions`] are those of the new program, with three exceptions. The options that
-//! must be set before a socket is bound, and the mode of a Unix socket, stay as the old program set
-//! them. So does an option that the new program turns off or does not set. A socket of systemd
-//! keeps its backlog.
+//! systemd that the old process did not have cannot be added.
+//!
+//! The length of the backlog and the other [`SocketOptions`] are those of the new program, with
+//! these exceptions:
+//!
+//! - The options that must be set before a socket is bound, and the mode of a Unix socket, stay as
+//!   the old program set them.
+//! - An option that the new program turns off or does not set may stay as the old program set it.
+//!   On Linux most such options do.
+//! - A socket of systemd keeps its backlog.
 //!
 //! The new process is ready once it has begun to serve, or has closed, each socket of the old one.
 //! Bind additional addresses before that. Until the new process is ready, it accepts nothing, so no
@@ -81,9 +86,9 @@
 //! | `SO_REUSEPORT`: the new process starts while the old one still listens | those in the old process's backlog that its limit does not admit | no other method is possible |
 //!
 //! With `SO_REUSEPORT` each process has its own backlog. When the old process drains, it accepts
-//! connections from its backlog as far as its limit allows without waiting, and the kernel resets
-//! the others. (Linux can move these to the other socket, but `net.ipv4.tcp_migrate_req` is off by
-//! default.)
+//! connections from its backlog until its connection limit is reached, and the kernel resets the
+//! others. (Linux can move these to the new process's socket, but `net.ipv4.tcp_migrate_req` is off
+//! by default.)
 //!
 //! In each run of a measurement, 32 clients sent 30,000 requests in all to a server with
 //! [`DrainDeadlines::next_frame`], which was restarted 20 times. The table shows how many requests
