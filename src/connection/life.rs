@@ -40,7 +40,7 @@ impl Open {
 }
 
 /// The part of a connection that outlives its stream. It receives the signals, counts bytes and
-/// requests, and holds the end.
+/// requests, and stores the connection's [`End`].
 pub(crate) struct Life {
     pub(crate) origin: Origin,
     pub(crate) signals: Signals,

@@ -123,7 +123,7 @@ impl ConnectionEnded {
 pub(crate) struct HttpProgress {
     /// A request is in progress.
     pub(crate) is_busy: bool,
-    /// Too many small data frames of HTTP/2 wait for services that do not read them.
+    /// HTTP/2 only: a `GOAWAY` has told the peer that too many small data frames are unread.
     pub(crate) has_unread_data: bool,
     /// The peer has finished sending.
     pub(crate) is_peer_done: bool,

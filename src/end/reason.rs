@@ -8,7 +8,7 @@ use std::fmt;
 pub enum Initiator {
     /// The peer. It closed or reset the connection, stopped acknowledging data, or sent data that
     /// cannot be served. An I/O error of the stream ([`IoError`](EndReason::IoError)) also counts
-    /// as the peer's.
+    /// as an end by the peer.
     Peer,
     /// The program: one of its services, layers, hooks or codecs, or a call such as
     /// [`Peer::close`](crate::Peer::close).

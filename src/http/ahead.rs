@@ -144,7 +144,8 @@ impl Ahead {
     /// sending, also records that in the connection's `Life`.
     ///
     /// While the service holds an unread body, nothing is read ahead, because hyper would otherwise
-    /// get the body in small pieces. This method then notices a disconnect only on a socket.
+    /// get the body in small pieces. A disconnect is then noticed only if the socket can be
+    /// watched.
     pub(super) fn poll_gone<Io>(
         &mut self,
         conn: &mut Connection<Io>,

@@ -130,8 +130,8 @@ impl Clock {
     }
 
     /// Checks the deadlines before each wait. Completes with the action of a deadline that has
-    /// passed, or with [`Due::Park`] if the connection is idle and hyper need not stay set up.
-    /// Otherwise registers a wakeup for the next deadline.
+    /// passed, or with [`Due::Park`] if the connection is idle and can be parked now (see
+    /// [`KEPT`]). Otherwise registers a wakeup for the next deadline.
     pub(super) fn poll(
         &mut self,
         progress: &Progress,

@@ -91,9 +91,10 @@ impl<Io> Owner<Io> {
         Poll::Pending
     }
 
-    /// Takes an upgraded or returned stream, so that the borrower's reads and writes fail. Returns
-    /// `None` if the stream was already taken. Also returns `None` if the stream was neither
-    /// upgraded nor returned; the borrower then keeps it.
+    /// Takes the stream back. After an upgrade, this makes the borrower's reads and writes fail.
+    ///
+    /// Returns `None` if the stream was already taken. Before the stream is upgraded or returned,
+    /// the borrower keeps it, and this method also returns `None`.
     pub(super) fn take_away(&self) -> Option<Box<Connection<Io>>> {
         let (conn, wakers) = {
             let mut held = self.0.lock();

@@ -80,7 +80,7 @@ struct Connections {
     duration: Histogram,
 }
 
-/// The counters for connections that end with the same reason.
+/// The counters for connections that end for the same reason.
 struct Ended {
     ended: Counter,
     rejected: Option<Counter>,

@@ -210,7 +210,8 @@ impl Running {
     }
 }
 
-/// A poll of the server. When it is over, the future is put back, or dropped if [`Serve`] was.
+/// A poll of the server's future. After the poll, the future is put back into the slot, or dropped
+/// if [`Running::end`] was called meanwhile.
 struct Polling<'a> {
     server: Option<BoxFuture<Result<Report, Error>>>,
     running: &'a Running,

@@ -133,7 +133,8 @@ impl Input {
     }
 
     /// Records that the decoder returned a frame without consuming bytes. Returns `false` if there
-    /// were too many such frames in a row: more than [`FRAMES`], and more than `max_frame`.
+    /// were too many such frames in a row. The limit is [`FRAMES`] frames, or `max_frame` frames if
+    /// `max_frame` is larger.
     pub(in crate::pipeline) fn count_empty_frame(&mut self, max_frame: usize) -> bool {
         self.empty_frames = self.empty_frames.saturating_add(1);
         let most = u32::try_from(max_frame).unwrap_or(u32::MAX);

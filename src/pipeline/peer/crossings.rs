@@ -36,7 +36,7 @@ impl<T, M> Crossings<T, M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses no event.
+    /// Dropping the future loses no crossing.
     pub async fn next(&mut self) -> Option<Crossing> {
         loop {
             let mut changed = std::pin::pin!(self.channel.changed.notified());
