@@ -188,7 +188,7 @@ pub struct Report {
     /// [`Handle::abort`](crate::Handle::abort), or because the future of `serve` was dropped.
     pub aborted: usize,
     /// The time from the beginning of the shutdown to its end. Zero if the server or the future of
-    /// `serve` was dropped before that end, or if a worker thread could not be started.
+    /// `serve` was dropped before the shutdown ended, or if a worker thread could not be started.
     pub duration: Duration,
 }
 

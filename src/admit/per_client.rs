@@ -111,8 +111,8 @@ impl PerClient {
         self
     }
 
-    /// Sets how many of each client's connections over a limit may wait. Waiting connections are
-    /// admitted in order of arrival. They wait in the hook, so the
+    /// Sets how many connections over a limit may wait, for each client. A client's waiting
+    /// connections are admitted in order of arrival. They wait in the hook, so the
     /// [deadline](crate::deadline::Deadlines::pre_connect) of the hooks also ends their wait.
     ///
     /// Default: 0. Why: a waiting connection counts towards the maximum number of connections in

@@ -103,8 +103,8 @@ impl<In, Out, F> Serde<In, Out, F> {
         self
     }
 
-    /// Returns a codec whose items are `Result<In, F::Error>`. If a document cannot be read, the
-    /// error becomes an item, and the connection continues.
+    /// Returns a codec whose items are `Result<In, F::Error>`. If a document cannot be read as an
+    /// `In`, the error becomes an item, and the connection continues.
     ///
     /// ```
     /// use bytes::BytesMut;

@@ -47,8 +47,8 @@ mod sealed {
         type Maker: Maker<Peer<T, Self::Message>>;
         type Service;
 
-        /// Returns the maker of the service. Some makers' services take requests but no messages,
-        /// so pass the made service to [`events`](Self::events).
+        /// Returns the maker of the service. The made service may take only requests and no
+        /// messages, so it must be passed to [`events`](Self::events).
         fn maker(&self) -> &Self::Maker;
 
         /// Adapts the made service to a service of events.

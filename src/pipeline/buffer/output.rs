@@ -15,8 +15,9 @@ const BLOCK: usize = 16 * 1024;
 const LARGEST_KEPT: usize = 128 * 1024;
 
 /// The unused capacity, in bytes, that a buffer of pending output may keep. If a sixteenth of the
-/// content is more, that is the limit instead. A buffer with more unused capacity began as a large
-/// block or has grown by doubling, so its content is copied to a smaller buffer.
+/// content is more, the buffer may keep that much. The content of a buffer with more unused
+/// capacity (a block that is mostly empty, or a buffer that has grown by doubling) is copied to a
+/// smaller buffer.
 const SLACK: usize = 4 * 1024;
 
 thread_local! {

@@ -22,8 +22,9 @@ where
     C: Codec<T>,
 {
     /// Takes the result of a call, and encodes or queues the reply. Results must be passed in the
-    /// order in which replies are sent, except the result of the head (see
-    /// [`reply_first`](Self::reply_first)).
+    /// order in which their replies are to be sent. The result of the *head* (see
+    /// [`hold_replies`](Self::hold_replies)) must be passed to [`reply_first`](Self::reply_first)
+    /// instead.
     #[inline]
     pub(in crate::pipeline) fn reply(&mut self, result: Result<Reply<T>, BoxError>) {
         self.clock.saw_done();

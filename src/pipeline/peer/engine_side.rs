@@ -156,7 +156,7 @@ impl<T, M> EngineSide<T, M> {
         self.0.changed.notify_waiters();
     }
 
-    /// Returns whether no flag is raised, so that there is nothing to do for the handles.
+    /// Returns whether no flag is raised. If none is, the engine has nothing to do for the handles.
     #[inline]
     pub(in crate::pipeline) fn is_quiet(&self) -> bool {
         !self.0.flags.any()
