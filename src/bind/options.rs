@@ -241,7 +241,8 @@ impl SocketOptions {
     ///
     /// Default: on. Why: otherwise the system would keep the bytes that the peer has not read. It
     /// may keep several megabytes for minutes, while the connection no longer counts against the
-    /// limit. A reset discards these bytes. With `false`, a peer that still reads receives them.
+    /// connection limit. A reset discards these bytes. With `false`, a peer that still reads
+    /// receives them.
     #[doc(alias = "reset_timedout_connection")]
     #[doc(alias = "set_zero_linger")]
     pub fn reset_cut_off(mut self, reset_cut_off: bool) -> Self {

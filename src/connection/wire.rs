@@ -167,8 +167,8 @@ impl Sent {
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
     }
 
-    /// Returns whether the peer has taken bytes since `before`. Bytes written since then show this,
-    /// too, because a full socket accepts more only after its peer has taken some.
+    /// Returns whether the peer has taken bytes since `before`. A write since `before` counts as a
+    /// sign of this, because a full socket accepts more bytes only after its peer has taken some.
     pub(crate) fn is_beyond(self, before: Self) -> bool {
         self.written != before.written || self.left < before.left
     }

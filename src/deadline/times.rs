@@ -101,8 +101,8 @@ deadlines! {
         /// Sets the time until a connection's first byte. The time begins after the pre-connect
         /// hooks. `None` waits forever.
         ///
-        /// Default: 60 s. Why: browsers connect in advance, and close unused connections
-        /// themselves. When reached: the connection ends with
+        /// Default: 60 s. Why: browsers connect in advance, so a connection that is still needed
+        /// may be silent at first. When reached: the connection ends with
         /// [`FirstByteTimeout`](crate::EndReason::FirstByteTimeout).
         first_byte = secs(60),
 

@@ -130,8 +130,8 @@ pub(crate) struct HttpProgress {
 }
 
 /// Returns whether the connection ended with `ENHANCE_YOUR_CALM`. h2 sends it if too many small
-/// data frames are unread, or in a flood, for example of resets. This crate does not depend on h2,
-/// so it recognizes the error by its text.
+/// data frames are unread, or if the peer causes excessive load in another way, for example by many
+/// resets. This crate does not depend on h2, so it recognizes the error by its text.
 #[cfg(feature = "http")]
 fn is_excessive_load(err: &hyper::Error) -> bool {
     let cause = StdError::source(err).map(ToString::to_string);

@@ -61,7 +61,8 @@ where
         hyper: Box<Http1<Io, S>>,
         /// The connection's number of requests when hyper was set up.
         before: u64,
-        /// The numbers of requests and of bytes read when the connection last became idle.
+        /// The connection's number of requests, and its number of bytes read, at the moment when it
+        /// last became idle. `None` if it has not been idle since hyper was set up.
         rest: Option<(u64, u64)>,
     },
     Http2 {

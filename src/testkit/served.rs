@@ -26,8 +26,8 @@ use crate::signals::Report;
 /// connections must take ends before this many are kept.
 const ENDS: usize = 65_536;
 
-/// The maximum time that [`Served::ended`] waits. It is longer than the deadlines in tests, and
-/// passes at once on a paused clock if nothing else can run.
+/// The maximum time that [`Served::ended`] waits. It is longer than the deadlines in tests. On a
+/// paused clock, it passes immediately if nothing else can run.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Serves a connection stack in memory, on the current runtime, with the server's default options.
@@ -151,9 +151,9 @@ impl<C> Served<C> {
     ///
     /// # Errors
     ///
-    /// Returns [`io::ErrorKind::TimedOut`] if no connection has ended within 24 hours, which pass
-    /// at once on a paused clock if nothing else can run. Returns [`io::ErrorKind::UnexpectedEof`]
-    /// if the server has ended and all ends were taken.
+    /// Returns [`io::ErrorKind::TimedOut`] if no connection has ended within 24 hours. On a paused
+    /// clock, the 24 hours pass immediately if nothing else can run. Returns
+    /// [`io::ErrorKind::UnexpectedEof`] if the server has ended and all ends were taken.
     ///
     /// # Panics
     ///

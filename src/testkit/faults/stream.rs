@@ -14,7 +14,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::plan::{Fault, Plan};
 
-/// The maximum size, in bytes, of a read that a fault or the limit of `pieces` shortens.
+/// The maximum size, in bytes, of a shortened read. A read is shortened if the caller's buffer has
+/// room for more bytes than may pass before the next fault, or than the limit of `pieces`.
 const SHORT: usize = 4096;
 
 /// A stream with the faults of a [`Plan`].
