@@ -55,12 +55,12 @@ struct Window {
 }
 
 impl Pace {
-    /// Returns the end of the window that ends first. Fails with an end reason if the peer was too
-    /// slow in a window that has ended.
+    /// Returns the time at which the next window is over. If the peer was too slow in a window that
+    /// is over, fails with the reason to end the connection.
     ///
     /// `frame` is the moment when an incomplete frame began, and `sending` the moment when output
-    /// became pending. The first window begins at the first call that gets such a moment, which may
-    /// be later than the moment itself.
+    /// became pending. The first window does not begin at that moment, but at the first call with
+    /// it.
     pub(crate) fn check(
         &mut self,
         rate: Option<MinRate>,

@@ -160,11 +160,11 @@ deadlines! {
         /// [`IdleTimeout`](crate::EndReason::IdleTimeout).
         idle = secs(75),
 
-        /// Sets how long output may be pending without the peer taking a byte of it. `None` waits
-        /// forever.
+        /// Sets how long the peer may take no byte while output is pending. `None` waits forever.
         ///
-        /// Output is pending until the system has accepted it. The system can accept several MiB
-        /// more than the peer has read. To let the system accept less, set
+        /// Output is pending until this host's system has accepted it. So the deadline does not run
+        /// while all output is in the system's buffer, which can hold several MiB that the peer has
+        /// not read. To let the system accept less, set
         /// [`SocketOptions::unsent`](crate::bind::SocketOptions::unsent).
         ///
         /// In HTTP/2 the deadline also applies to responses that wait for the peer to open a

@@ -81,7 +81,7 @@ pub(super) struct Clock {
     armed: Option<Waits>,
     /// The current wait, the number of requests when it began, and the time at which it began.
     waiting: (Waiting, u64, Moment),
-    /// HTTP/1 only: the time at which the connection last became idle while hyper was set up.
+    /// HTTP/1 only: the time at which the connection last became idle without being parked at once.
     rested: Option<Moment>,
     /// HTTP/1 only: `true` if the last two moments at which the connection became idle are less
     /// than [`KEPT`] apart.

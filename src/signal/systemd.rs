@@ -201,7 +201,8 @@ impl Drop for Notifier {
     }
 }
 
-/// Sends the watchdog's messages while the accept loop answers heartbeats.
+/// Sends keep-alive messages to systemd's watchdog for as long as the accept loop answers
+/// heartbeats.
 async fn feed_watchdog(handle: &Handle) {
     let time = sd_notify::watchdog_enabled().filter(|time| !time.is_zero());
     let Some(time) = time else {

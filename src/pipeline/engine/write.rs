@@ -47,8 +47,9 @@ where
 
     /// Returns whether the most recently begun call can be the *head*, the one call that
     /// `Concurrent` (in `tokio_tower.rs`) polls itself. If replies keep the order of the requests,
-    /// the call can be the head only if no other call is in flight and no reply is waiting. With
-    /// this order, the replies to later requests are held back until the head is done.
+    /// the call can be the head only if no other call is in flight and no reply is waiting. If it
+    /// can, this function makes the engine hold back the replies to later requests until the head
+    /// is done.
     #[inline]
     pub(in crate::pipeline) fn hold_replies(&mut self, in_flight: usize) -> bool {
         match self.settings.order {

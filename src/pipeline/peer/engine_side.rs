@@ -102,8 +102,8 @@ impl<T, M> EngineSide<T, M> {
         self.0.flags.raise(Flag::Pushed);
     }
 
-    /// Gives the permits of the items taken so far back to the senders. Does nothing while the
-    /// output counts as above its mark (see `Queues::crossings`).
+    /// Gives back to the senders the permits of the items that have been taken so far. Does nothing
+    /// while the output counts as above its mark (see `Queues::crossings`).
     pub(in crate::pipeline) fn return_permits(&self) {
         let room = self.0.lock().room_back();
         self.0.room.add_permits(room);
