@@ -64,10 +64,10 @@ impl AsFd for Socket {
     }
 }
 
-/// True on the systems listed here, which have epoll or kqueue. There, a short read means that
-/// there is no more input, except at urgent data (see [`Probe::look_again`]), and a short write
-/// means that the send buffer is full. So the stream's readiness can be cleared, and the next
-/// change will wake the task.
+/// True on the systems listed here, which have epoll or kqueue. There, a short write means that the
+/// send buffer is full. A short read means that the socket has no more input, unless urgent data
+/// ended the read (see [`Probe::look_again`]). So the stream's readiness can be cleared, and the
+/// next change will wake the task.
 const SHORT_IS_DONE: bool = cfg!(any(
     target_os = "android",
     target_os = "freebsd",

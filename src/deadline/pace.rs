@@ -90,8 +90,9 @@ impl Pace {
     }
 }
 
-/// Returns the current window, which is `Some(None)` if there is nothing to measure. Returns `None`
-/// if the window has ended, too few bytes have moved in it, and this check is not late.
+/// Returns the current window, or `Some(None)` if there is nothing to measure. Returns `None` if
+/// the peer was too slow: the window has ended, too few bytes have moved in it, and this check is
+/// not late.
 fn next(
     window: Option<Window>,
     rate: MinRate,

@@ -55,8 +55,8 @@ pub(crate) fn due<D>(
 
 /// Returns the deadline that comes first.
 ///
-/// Inlined, because the array of deadlines is then never stored: the owner compares one deadline
-/// after the other.
+/// Always inlined, so that the array of deadlines is never stored. The caller then compares one
+/// deadline after the other.
 #[inline(always)]
 pub(crate) fn first<D: Copy, const N: usize>(
     deadlines: [Option<(Moment, D)>; N],

@@ -6,9 +6,9 @@ use bytes::BytesMut;
 
 use super::DecoderStalled;
 
-/// The maximum number of items that a decoder may return in a row without consuming input. An item
-/// counts only if the codec around the decoder needs another item after it. The number is so high
-/// because a decoder may split a frame of 1 MiB into one item per byte.
+/// The maximum number of items that a decoder may return in a row without consuming input, during
+/// one call of the codec around it. An item that completes this call is not counted. The number is
+/// so high because a decoder may consume a frame of 1 MiB and then return one item per byte.
 const ITEMS: u32 = 1024 * 1024;
 
 /// Counts the items that a decoder has returned without consuming input. Without this count, a

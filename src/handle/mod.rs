@@ -176,9 +176,9 @@ impl Handle {
     ///
     /// [`resume`](Self::resume) listens at the same addresses again, including a port that the
     /// system chose. Until then, another program can take the addresses. Also, if several servers
-    /// share one of tower's limits, that limit may reserve a permit for this server meanwhile. A
-    /// pause has neither of these effects. A suspended server that is shut down does not listen
-    /// again.
+    /// share one of tower's limits, that limit may reserve a permit for this server, and the other
+    /// servers cannot use that permit meanwhile. A pause has neither of these effects. A suspended
+    /// server that is shut down does not listen again.
     pub fn suspend(&self) {
         self.0.suspended.store(true, Ordering::Release);
         self.0.server.wake();

@@ -81,9 +81,9 @@ pub(super) struct Audience<T, M> {
 }
 
 impl<T, M> Audience<T, M> {
-    /// Sends a frame to the members that have the open run, by adding the frame to the run.
-    /// [`Sending::done`] sends the frame to the other members. Returns `None` if there is no run,
-    /// if the run is closed or full, or if no queue holds the run.
+    /// Adds a frame to the open run, which sends the frame to all members whose queues hold the
+    /// run. [`Sending::done`] sends the frame to the other members. Returns `None` if there is no
+    /// run, if the run is closed or full, or if no queue holds the run.
     pub(super) fn add(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,

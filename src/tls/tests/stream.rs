@@ -12,7 +12,7 @@ const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 type Near = Connection<TlsStream<DuplexStream>>;
 type Far = client::TlsStream<DuplexStream>;
 
-/// Performs a handshake over a stream that holds `room` bytes.
+/// Performs a handshake over a stream that buffers at most `room` bytes in each direction.
 async fn shaken(version: &'static SupportedProtocolVersion, room: usize) -> (Near, Far) {
     let me = made("localhost");
     let tls = server(&me).build().unwrap();
