@@ -151,7 +151,7 @@ impl ConnectionLimit {
         wake_all(waiting);
     }
 
-    /// Removes the limit, at once.
+    /// Removes the limit and admits waiting connections.
     pub fn set_unlimited(&self) {
         self.set(UNLIMITED);
     }

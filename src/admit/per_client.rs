@@ -127,14 +127,14 @@ impl PerClient {
     /// Sets the maximum number of clients whose rates are remembered while they have no connection.
     ///
     /// Default: 65,536. Why: to bound memory to about 18 MB in a flood from random addresses. When
-    /// reached: clients whose whole rate is available again are forgotten first, then as many
+    /// reached: clients whose whole burst is available again are forgotten first, then as many
     /// others without an open connection as necessary. A client with an open connection is never
     /// forgotten, so only the [server's limit](crate::ServerBuilder::limit) bounds the number of
     /// such clients.
     ///
-    /// A client whose whole rate is available when its last connection ends is forgotten at once.
-    /// Other clients are forgotten only when a new client arrives, so there may be more than the
-    /// maximum for a while after many connections have closed.
+    /// A client whose whole burst is available when its last connection ends is forgotten
+    /// immediately. Other clients are forgotten only when a new client arrives, so there may be
+    /// more than the maximum for a while after many connections have closed.
     #[must_use]
     pub fn remembered(mut self, clients: usize) -> Self {
         self.clients.remembered = clients;

@@ -34,10 +34,9 @@ pub struct FrameTooLarge {
 impl FrameTooLarge {
     /// Creates the error for a limit in bytes. If a decoder's `decode` returns it, the connection
     /// ends with [`EndReason::FrameTooLarge`](crate::EndReason::FrameTooLarge). If `decode_eof`
-    /// returns it, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated). If an
-    /// encoder returns it, the reason is
-    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError). Most other errors of `decode_eof`
-    /// or of an encoder have these reasons, too.
+    /// returns it, the reason is [`EndReason::Truncated`](crate::EndReason::Truncated), as for any
+    /// error of `decode_eof` except [`DecoderStalled`]. If an encoder returns it, the reason is
+    /// [`EndReason::EncodeError`](crate::EndReason::EncodeError), as for any error of an encoder.
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }

@@ -25,8 +25,9 @@ impl Stall {
         Self { items, len }
     }
 
-    /// Counts an item after which the codec around the decoder may need another one. `src` is the
-    /// input after the call that returned the item. Fails if the decoder has stalled.
+    /// Counts an item that the decoder returned. The codec around the decoder calls this if it may
+    /// need a further item before it can return one of its own. `src` is the input after the call
+    /// that returned the item. Fails if the decoder has stalled.
     pub(super) fn count(&mut self, src: &BytesMut) -> io::Result<()> {
         if src.len() != self.len {
             *self = Self::new(src);

@@ -181,8 +181,8 @@ where
         };
     }
 
-    /// Takes hyper apart. If hyper has read a part of the next request, the next poll sets it up
-    /// again with that part.
+    /// Takes hyper apart and parks the connection. If hyper has already read a part of the next
+    /// request, the next poll sets hyper up again with that part.
     #[inline(never)] // Otherwise each poll would reserve and probe stack space for hyper's state.
     pub(super) fn park(&mut self) {
         let Self::Http1 { hyper, .. } = mem::replace(self, Self::Done) else {

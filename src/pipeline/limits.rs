@@ -104,13 +104,13 @@ impl Limits {
     /// request waits only because the output has reached its [high mark](Self::high_mark), nothing
     /// is read.
     ///
-    /// Default: 8 KiB. Why: a few requests, so that the next one can begin at once. When reached:
-    /// no more is read until a request can begin. Until then, a second file descriptor of the
-    /// socket shows whether the peer disconnects. If there is no such descriptor, because the
-    /// stream is from a custom listener or the process has no descriptor left, a disconnect is
-    /// noticed only when more is read or a write fails. After the peer has finished sending,
-    /// [`half_closed`](crate::deadline::Deadlines::half_closed) limits how long pending requests
-    /// may take.
+    /// Default: 8 KiB. Why: this is enough for a few requests, so that the next one can begin at
+    /// once. When reached: no more is read until a request can begin. Until then, a second file
+    /// descriptor of the socket shows whether the peer disconnects. If there is no such descriptor,
+    /// because the stream is from a custom listener or the process has no descriptor left, a
+    /// disconnect is noticed only when more is read or a write fails. After the peer has finished
+    /// sending, [`half_closed`](crate::deadline::Deadlines::half_closed) limits how long pending
+    /// requests may take.
     #[must_use]
     pub fn read_ahead(mut self, bytes: usize) -> Self {
         self.read_ahead = bytes;

@@ -81,8 +81,8 @@ impl ProxyProtocol {
 
     /// Sets the accepted versions.
     ///
-    /// Default: [`Versions::Both`]. Why: the first byte distinguishes the versions. A header of a
-    /// version that is not accepted ends the connection.
+    /// Default: [`Versions::Both`]. Why: a proxy may send either version, and the first byte of a
+    /// header distinguishes them. A header of a version that is not accepted ends the connection.
     #[must_use]
     pub fn versions(mut self, versions: Versions) -> Self {
         self.versions = versions;

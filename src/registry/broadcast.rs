@@ -298,9 +298,9 @@ pub(super) struct OpenRun<T, M> {
 }
 
 impl<T, M> OpenRun<T, M> {
-    /// Sends a frame to the peers of the run, by adding the frame to the run. Returns `None` if the
-    /// run is closed or full, or if no queue holds the run. Otherwise, the caller must call
-    /// [`Sending::done`], which sends the frame to the other peers.
+    /// Sends a frame to the peers whose queues hold the run, by adding the frame to the run.
+    /// Returns `None` if the run is closed or full, or if no queue holds the run. Otherwise, the
+    /// caller must call [`Sending::done`], which sends the frame to the remaining peers.
     pub(super) fn send(&self, frame: &T) -> Option<Sending<T, M>>
     where
         T: Clone,
