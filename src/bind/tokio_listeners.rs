@@ -18,8 +18,9 @@ use crate::make::Known;
 /// tokio's listeners become [`Sockets`]. Accepted sockets get the default
 /// [`SocketOptions`](super::SocketOptions), including `TCP_NODELAY`. To set other options, pass the
 /// listener to [`ServerBuilder::listen`](crate::ServerBuilder::listen). The server does not remove
-/// the path of a `UnixListener`, unless the server was [suspended](crate::Handle::suspend) and
-/// resumed, and so has bound the path again.
+/// the path of a `UnixListener` when it closes the socket. Exception: a server that was
+/// [suspended](crate::Handle::suspend) and resumed removes the path, because it has bound the path
+/// again itself.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a listener",
     label = "does not implement `tower_tcp::bind::Listener`",
@@ -79,8 +80,9 @@ impl From<TcpListener> for Endpoint {
     }
 }
 
-/// Takes over a listener of tokio. The server does not remove the socket's path, unless the server
-/// was [suspended](crate::Handle::suspend) and resumed, and so has bound the path again.
+/// Takes over a listener of tokio. The server does not remove the socket's path when it closes the
+/// socket. Exception: a server that was [suspended](crate::Handle::suspend) and resumed removes the
+/// path, because it has bound the path again itself.
 impl From<UnixListener> for Endpoint {
     fn from(listener: UnixListener) -> Self {
         match listener.into_std() {

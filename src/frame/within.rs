@@ -7,10 +7,10 @@ use super::FrameTooLarge;
 
 /// Decodes the next item, and limits each frame to `max` bytes.
 ///
-/// The decoder gets at most `max` bytes at a time. If it returned no item although more bytes
-/// follow, there are two cases: if it consumed some of its bytes, it is called again, and if it
-/// consumed none, the frame is too large. So the limit applies to each frame, not to the sum of the
-/// frames that arrived together or that make up one item.
+/// The decoder gets at most `max` bytes at a time. If `src` contains more bytes than that, but the
+/// decoder returns no item, there are two cases. If the decoder consumed any bytes, it is called
+/// again. If it consumed none, the frame is too large. So the limit applies to each frame, not to
+/// the sum of the frames that arrived together or that make up one item.
 #[inline]
 pub(crate) fn decode_within<D: Decoder>(
     max: usize,

@@ -280,8 +280,8 @@ impl<T, M> Sending<T, M> {
 /// Charges the task's budget for the sends to `peers` peers, so that a task that broadcasts again
 /// and again does not delay other tasks. The charge is at most the budget of one turn.
 ///
-/// A run is charged before it begins. Charging may yield, so if a run were charged later, the
-/// peers' tasks could take it before more frames are added.
+/// The sends of a run are charged before the run begins. Charging may yield, so if they were
+/// charged later, the peers' tasks could take the run before more frames are added to it.
 pub(super) async fn charge(peers: usize) {
     for _ in 0..peers.div_ceil(SENDS_PER_UNIT).min(TURN) {
         consume_budget().await;

@@ -133,8 +133,8 @@ impl Drop for Serve {
 /// example because it waits for a lock that the dropping thread holds.
 const DROP_WAIT: Duration = Duration::from_secs(1);
 
-/// The server's own future. [`Serve`] shares it with the task that polls it. So the drop of
-/// [`Serve`] can drop this future, and need not wait until the runtime drops the task.
+/// The server's future, shared between [`Serve`] and the task that polls it. So dropping [`Serve`]
+/// can drop this future without waiting until the runtime drops the task.
 struct Running {
     slot: Mutex<Slot>,
     /// Notified at the end of a poll during which [`end`](Self::end) was called.

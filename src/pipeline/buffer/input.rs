@@ -163,7 +163,8 @@ impl Input {
     }
 }
 
-/// Takes the thread's block, or a new one. It is empty and has room.
+/// Takes the thread's block. Allocates a new block if the thread has none, or if its block has
+/// fewer than [`LEAST_ROOM`] bytes left and cannot be reclaimed. The returned block is empty.
 fn take_block() -> BytesMut {
     // A thread that is ending no longer has a block, so a new one is allocated.
     let mut block = THREAD_BLOCK.try_with(Cell::take).unwrap_or_default();

@@ -92,8 +92,8 @@ pub(in crate::pipeline) struct Engine<Io, C: Decoder, T, M> {
     /// stops.
     may_have_frame: bool,
     departure: Option<Box<Departure>>,
-    /// The system has possibly not acknowledged the bytes read last, because no output was written
-    /// and no acknowledgement was requested since then.
+    /// The system may not have acknowledged the bytes read last: since that read, no output was
+    /// written and no acknowledgement was requested.
     unanswered: bool,
     codec: C,
     /// A decoded request that waits until the service is ready, or until input is resumed.

@@ -62,8 +62,8 @@ where
         }
     }
 
-    /// Takes the result of the head, and encodes or queues the reply. The replies to later requests
-    /// that were held back for the head follow this reply.
+    /// Takes the result of the head, and encodes or queues the head's reply. If replies to later
+    /// requests were held back for the head, its reply is queued before them.
     #[inline]
     pub(in crate::pipeline) fn reply_first(&mut self, result: Result<Reply<T>, BoxError>) {
         let held = std::mem::take(&mut self.holds_replies) && self.backlog.has_more();

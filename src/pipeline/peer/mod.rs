@@ -450,8 +450,11 @@ impl<T, M> Peer<T, M> {
         self.channel.info.life.reached(Moment::End).await
     }
 
-    /// Waits until closing begins, and returns the end as it is known then, as
-    /// [`ConnectionInfo::closing`] does. Once closing has begun, no frame can be sent.
+    /// Waits until closing begins, and returns the end as it is known then. Once closing has begun,
+    /// no frame can be sent.
+    ///
+    /// [`ConnectionInfo::closing`] describes when this end is provisional, and where this future
+    /// must not be awaited.
     ///
     /// # Cancel safety
     ///
