@@ -21,8 +21,8 @@ pub(crate) enum Signal {
     /// Finish calls in progress but begin no more, write pending output, then close. Raised by
     /// `Peer::close`, for example.
     Close = 2,
-    /// Drop the connection's future at once. Raised by `Peer::abort` and at the shutdown deadline,
-    /// for example.
+    /// Drop the connection's future immediately. Raised by `Peer::abort` and at the shutdown
+    /// deadline, for example.
     Abort = 4,
 }
 

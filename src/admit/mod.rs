@@ -137,7 +137,7 @@ impl ConnectionLimit {
         Self::new(UNLIMITED)
     }
 
-    /// Changes the limit to `n`, at once.
+    /// Changes the limit to `n`, with immediate effect.
     ///
     /// A higher limit admits waiting connections. A lower limit closes no open connection. But
     /// while more permits are in use than the new limit allows, a ready service loses the permit

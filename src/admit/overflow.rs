@@ -22,7 +22,7 @@ use crate::make::{CloneForConnection, oneshot};
 const TIME: Duration = Duration::from_secs(1);
 
 /// The maximum number of connections that the overflow service serves at the same time. Further
-/// rejected connections are closed at once, to bound the cost of a flood.
+/// rejected connections are closed immediately, to bound the cost of a flood.
 const MOST: usize = 64;
 
 /// Applies a limit or a filter, and passes the connections that it rejects to another service.

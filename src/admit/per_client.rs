@@ -117,7 +117,7 @@ impl PerClient {
     ///
     /// Default: 0. Why: a waiting connection counts towards the maximum number of connections in
     /// the hooks ([`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending)). When
-    /// reached: further connections that are over a limit end at once.
+    /// reached: further connections that are over a limit end immediately.
     #[must_use]
     pub fn wait(mut self, connections: usize) -> Self {
         self.waiting = connections;
@@ -242,7 +242,7 @@ impl Slot {
 
     fn start_waiting(&mut self, most: usize) -> bool {
         // A connection that is not allowed to wait is not counted, because while the count is above
-        // zero, no new connection is admitted at once.
+        // zero, no new connection is admitted without waiting.
         let more = |waiting| (waiting < most).then_some(waiting + 1);
         let waiting = &self.client.waiting;
         let begun = waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);

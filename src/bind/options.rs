@@ -147,7 +147,7 @@ impl SocketOptions {
         self
     }
 
-    /// Sets whether accepted TCP sockets send written bytes at once (`TCP_NODELAY`).
+    /// Sets whether accepted TCP sockets send written bytes immediately (`TCP_NODELAY`).
     ///
     /// Default: on. Why: replies are already written in batches, so a delay would only make a reply
     /// wait for the peer's acknowledgement.

@@ -179,10 +179,10 @@ impl Life {
     /// Proposes a reason because the stream ends now. Returns the reason that then applies.
     ///
     /// If the proposed reason cuts the peer off, closing a TCP socket sends a reset, even if an
-    /// earlier reason applies. With a reset, the system frees the socket's memory at once, before
-    /// the connection's permit is returned. No reset is sent if the connection's listener is a
-    /// custom one that does not provide the socket, if `SocketOptions::reset_cut_off` is off, or if
-    /// the proposed reason is `DrainDeadline` or `Killed` and closing has begun.
+    /// earlier reason applies. With a reset, the system frees the socket's memory immediately,
+    /// before the connection's permit is returned. No reset is sent if the connection's listener is
+    /// a custom one that does not provide the socket, if `SocketOptions::reset_cut_off` is off, or
+    /// if the proposed reason is `DrainDeadline` or `Killed` and closing has begun.
     pub(crate) fn ended(&self, ended: ConnectionEnded) -> ConnectionEnded {
         // At a shutdown's deadline, or if the server is aborted, a connection that is already
         // closing is not reset, so that a peer that is still reading gets the output already

@@ -126,7 +126,7 @@ impl Wire {
     }
 
     /// Makes closing a TCP socket send a reset if `resets` is set, so that the system frees the
-    /// socket's memory at once.
+    /// socket's memory immediately.
     fn reset_at_close(&self) {
         if self.resets
             && let Family::Tcp(stream) = &self.family
@@ -280,9 +280,9 @@ impl Probe {
         self.wire().is_some_and(|wire| wire.take(MAY_LEAVE)) && self.look()
     }
 
-    /// Makes the system acknowledge the peer's bytes at once, if data was written since the last
-    /// call. A reader that has nothing to write calls this method. It has an effect only for TCP on
-    /// Linux.
+    /// Makes the system acknowledge the peer's bytes immediately, if data was written since the
+    /// last call. A reader that has nothing to write calls this method. It has an effect only for
+    /// TCP on Linux.
     ///
     /// On a connection with output, the system delays an acknowledgement by 40 ms, to send it along
     /// with a reply. A peer with Nagle's algorithm, which sends no further small segment until it

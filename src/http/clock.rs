@@ -54,7 +54,7 @@ pub(super) enum Due {
     Close(EndReason),
     /// Park the connection, because it is idle.
     Park,
-    /// End at once, without a graceful shutdown.
+    /// End immediately, without a graceful shutdown.
     End(EndReason),
     /// Compute the deadlines again, because a window of `min_rate` has ended, or because other
     /// tasks may have changed the counters on which the deadlines depend.

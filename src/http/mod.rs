@@ -92,7 +92,7 @@
 //! An HTTP/1 client that has finished sending may still wait for its response, as `nc -N` does, or
 //! it may be gone. So the service has [10 s](Deadlines::half_closed) to respond, and each byte that
 //! the client takes restarts that time. After that time, the client counts as disconnected. A reset
-//! and the close of a Unix socket are noticed at once, however much unread input follows the
+//! and the close of a Unix socket are noticed immediately, however much unread input follows the
 //! request.
 //! There are three exceptions: in-memory streams, the streams of custom listeners, and a process
 //! without a free file descriptor. In these cases, a reset or the end of input is noticed only if

@@ -11,7 +11,7 @@ use super::watermarks::Watermarks;
 /// | [`high_mark`](Self::high_mark), low mark | 64 KiB, 16 KiB | the size of a socket's buffer; output is refilled before it is empty | no more requests begin, and `send` waits |
 /// | [`push_queue`](Self::push_queue) | 16 frames | frames wait here only until the connection's task runs and the output is below its high mark | `send` and broadcasts wait |
 /// | [`messages`](Self::messages) | 16, and as many timers | each message takes one call of the service; the sender should notice a longer backlog | `post` waits, `post_after` fails |
-/// | [`read_ahead`](Self::read_ahead) | 8 KiB | a few requests, so that the next one can begin at once | no more is read until a request can begin |
+/// | [`read_ahead`](Self::read_ahead) | 8 KiB | a few requests, so that the next one can begin immediately | no more is read until a request can begin |
 ///
 /// [`FrameTooLarge`]: crate::EndReason::FrameTooLarge
 #[derive(Clone, Debug)]

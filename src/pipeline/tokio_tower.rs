@@ -15,7 +15,7 @@
 //! the reason for the end.
 //!
 //! **tokio-tower does not get most calls.** One call at a time runs in this file, as the *head*.
-//! Most heads finish at once. Every call that begins while the head runs is handed over to
+//! Most heads finish immediately. Every call that begins while the head runs is handed over to
 //! tokio-tower, which allocates memory for each. If replies keep the order of the requests, a call
 //! is also handed over if it begins while any other call runs or while a reply is waiting. With
 //! this order, the engine holds back the replies to later requests until the head is done.
@@ -139,8 +139,8 @@ where
     }
 }
 
-/// An error that stops tokio-tower at once, because a call that still runs must not keep a closing
-/// connection open.
+/// An error that stops tokio-tower immediately, because a call that still runs must not keep a
+/// closing connection open.
 #[derive(Debug, thiserror::Error)]
 #[error("the pipeline is closed")]
 struct Stop;

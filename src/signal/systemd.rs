@@ -65,8 +65,8 @@ use crate::handle::{Handle, ServerPhase};
 use crate::health::Health;
 
 /// The interval at which a changed status, such as a new number of connections, is sent. A change
-/// of the phase is sent at once. Sending each change of the status at once would be a lot of work
-/// for systemd, which handles the messages of all services in one process.
+/// of the phase is sent immediately. Sending each change of the status immediately would be a lot
+/// of work for systemd, which handles the messages of all services in one process.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The longest wait for room in the queue of systemd's socket. The wait blocks a thread of the

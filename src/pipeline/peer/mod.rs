@@ -260,8 +260,9 @@ impl<T, M> Peer<T, M> {
     /// the peer has negotiated, such as MQTT's. `None` waits forever.
     ///
     /// This call does not restart the idle time, which still counts from the peer's last frame, or
-    /// from the end of the reply to that frame. The change takes effect at once, so a connection
-    /// that has already been idle for `time` ends. The deadline for the first byte does not change.
+    /// from the end of the reply to that frame. The change takes effect immediately, so a
+    /// connection that has already been idle for `time` ends. The deadline for the first byte does
+    /// not change.
     ///
     /// ```
     /// use std::time::Duration;
@@ -421,10 +422,10 @@ impl<T, M> Peer<T, M> {
         self.close();
     }
 
-    /// Ends the connection at once. Requests in progress and unwritten output are dropped. On a TCP
-    /// socket of this crate's listeners, written output that the peer has not received is dropped,
-    /// too, unless [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is
-    /// off.
+    /// Ends the connection immediately. Requests in progress and unwritten output are dropped. On a
+    /// TCP socket of this crate's listeners, written output that the peer has not received is
+    /// dropped, too, unless
+    /// [`SocketOptions::reset_cut_off`](crate::bind::SocketOptions::reset_cut_off) is off.
     pub fn abort(&self) {
         let _first = self.abort_because(EndReason::Aborted);
     }
