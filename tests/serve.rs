@@ -135,6 +135,25 @@ fn the_stack_is_called_in_the_span_around_the_future() {
 }
 
 #[test]
+fn a_server_ends_when_the_runtime_on_which_it_was_bound_has_ended() {
+    let elsewhere = workers();
+    let server = elsewhere.block_on(Server::bind("127.0.0.1:0"));
+    drop(elsewhere);
+    let stack = service_fn(|_: Connection<Socket>| ready(Ok::<_, BoxError>(())));
+
+    let serving = server.expect("a free port").serve(stack);
+    let served = workers().block_on(async { timeout(NET, serving).await });
+
+    let Err(Error::Accept(err)) = served.expect("it ends") else {
+        panic!("it does not end in good order");
+    };
+    assert_eq!(
+        err.to_string(),
+        "the runtime on which the listener was bound was shut down"
+    );
+}
+
+#[test]
 fn a_dropped_future_has_closed_the_listener_and_ends_the_connections() {
     workers().block_on(async {
         let (mut server, addr) = bound("127.0.0.1:0").await;

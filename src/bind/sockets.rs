@@ -16,6 +16,7 @@ use socket2::SockAddr;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::is_rt_shutdown_err;
 
 use super::endpoint::Endpoint;
 use super::listening::{Listening, ListeningSocket, Opened, accepts};
@@ -83,6 +84,10 @@ impl Sockets {
     /// refuses connections, such as one left behind by a crashed server. Two servers that start at
     /// the same moment can still take the path from each other. If that may happen, hold a lock on
     /// another file during the bind.
+    ///
+    /// The sockets belong to the runtime on which this future is polled, even if the server is
+    /// served on another one. When that runtime is shut down, the listener is closed
+    /// ([`ListenerClosed`]), so by default the server drains and ends with [`Error::Accept`].
     ///
     /// # Errors
     ///
@@ -332,7 +337,7 @@ impl Source {
                     Poll::Pending
                 };
             };
-            let mut guard = guard?;
+            let mut guard = guard.map_err(closed_if_shut_down)?;
             // tokio's readiness stays set after the last connection was accepted, so ask the
             // system.
             if self.is_news || has_event(self.socket.get_ref()) {
@@ -426,6 +431,21 @@ fn accept(listener: &socket2::Socket) -> io::Result<(socket2::Socket, SockAddr)>
 fn has_event(socket: &socket2::Socket) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+}
+
+/// The error of a listening socket whose runtime was shut down. It has [`ListenerClosed`] as its
+/// source, because the socket will never become ready again.
+#[derive(Debug, thiserror::Error)]
+#[error("the runtime on which the listener was bound was shut down")]
+struct RuntimeGone(#[source] ListenerClosed);
+
+/// Replaces the error of a socket whose runtime was shut down with [`RuntimeGone`]. Returns any
+/// other error unchanged.
+fn closed_if_shut_down(err: io::Error) -> io::Error {
+    if is_rt_shutdown_err(&err) {
+        return io::Error::new(err.kind(), RuntimeGone(ListenerClosed));
+    }
+    err
 }
 
 /// Replaces the error of a socket that no longer listens, for example after a call of
