@@ -169,11 +169,15 @@ mod serve;
 mod stage;
 mod streams;
 
+use std::convert::Infallible;
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
 
+use hyper::Response;
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::TokioTimer;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::close::Linger;
 use crate::deadline::Deadlines;
@@ -257,6 +261,13 @@ fn keep_own(http1: &mut http1::Builder) {
         .half_close(true)
         .header_read_timeout(None)
         .pipeline_flush(false);
+}
+
+/// Begins an HTTP/2 connection that is never polled, so that settings that h2 rejects panic here,
+/// not on each connection.
+fn try_out(http2: &http2::Builder<Streams>) {
+    let service = service_fn(|_request| ready(Ok::<_, Infallible>(Response::new(String::new()))));
+    drop(http2.serve_connection(TokioIo::new(tokio::io::empty()), service));
 }
 
 impl HttpSettings {
@@ -354,12 +365,16 @@ impl<K> Http<K> {
     ///
     /// # Panics
     ///
-    /// Panics if hyper rejects a setting.
+    /// Panics if hyper rejects a setting. hyper notices some values only when it uses them: a
+    /// window of 2 GiB or more, a `max_headers` that exceeds the memory, and a keep-alive time
+    /// beyond the range of the clock. The connections that use such a value fail, most of them with
+    /// the reason [`Panic`](crate::EndReason::Panic).
     #[must_use]
     pub fn configure(mut self, configure: impl Fn(&mut Hyper) + Send + Sync + 'static) -> Self {
         let settings = Arc::make_mut(&mut self.settings);
         let mut hyper = Hyper::new(settings.http1.clone(), Streams::default());
         configure(&mut hyper);
+        try_out(&hyper.http2);
         settings.http1 = hyper.http1;
         keep_own(&mut settings.http1);
         settings.configure.push(Arc::new(configure));

@@ -174,3 +174,11 @@ fn a_setting_that_hyper_refuses_panics_where_it_is_made() {
         hyper.http1().max_buf_size(1);
     });
 }
+
+#[test]
+#[should_panic = "MAX_FRAME_SIZE"]
+fn a_setting_that_h2_refuses_panics_where_it_is_made() {
+    let _never = http().configure(|hyper| {
+        hyper.http2().max_frame_size(1);
+    });
+}
