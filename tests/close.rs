@@ -6,14 +6,15 @@
 
 mod support;
 
-use std::future::{pending, ready};
+use std::future::{pending, poll_fn, ready};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, DuplexStream};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::service_fn;
@@ -340,6 +341,28 @@ async fn d4_a_peer_that_reads_nothing_of_the_end_is_let_go() {
         assert_eq!(begun.elapsed(), 30 * SECOND, "{}", served.way());
         assert_eq!(reason, EndReason::WriteTimeout, "{}", served.way());
     }
+}
+
+/// On the paused clock, a task that never waits would stop the time.
+#[tokio::test(start_paused = true)]
+async fn a_close_that_may_take_almost_no_time_does_not_spin() {
+    let raw = service_fn(|conn: Connection<DuplexStream>| async move {
+        let mut conn = conn.map_io(|io| BufWriter::with_capacity(MEGABYTE, io));
+        conn.write_all(&vec![b'x'; MEGABYTE / 2]).await?;
+        let mut closing = pin!(conn.close(Linger::default().write(Duration::from_nanos(1))));
+        let mut polls = 0;
+        poll_fn(|cx| {
+            polls += 1;
+            assert!(polls < 100, "it spins");
+            closing.as_mut().poll(cx)
+        })
+        .await?;
+        Ok::<_, BoxError>(())
+    });
+    let served = serve(raw);
+    let _client = served.stream().await;
+
+    assert_eq!(served.reason().await, EndReason::WriteTimeout);
 }
 
 #[tokio::test(start_paused = true)]
