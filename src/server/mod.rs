@@ -113,6 +113,12 @@ impl<L: Listener> Server<L> {
     /// `tracing::subscriber::set_default`. If a call uses `tokio::task::spawn_local`, await
     /// `spawn_local(server.serve(stack))` in the `LocalSet`.
     ///
+    /// # Panics
+    ///
+    /// The returned future panics if it is polled outside a tokio runtime with time enabled, at the
+    /// latest in a shutdown. On a runtime without time, a connection that needs a timer ends with
+    /// [`Panic`](EndReason::Panic).
+    ///
     /// [`Connection`]: crate::Connection
     /// [`Connection::on_end`]: crate::Connection::on_end
     pub fn serve<S>(self, stack: S) -> Serve
