@@ -552,6 +552,19 @@ async fn all_sockets_of_all_servers_are_handed_on_in_their_order() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_added_twice_is_handed_on_once() {
+    let mut old = Old::listen(&["a"], &["127.0.0.1:0"]).await;
+    let before = numbers(&old.handle);
+    let servers = [&old.unix("a"), "127.0.0.1:0"].join(" ");
+
+    let replaced = old.replace(&servers).and(&old.handle).run().await;
+
+    let (pid, _latest) = new_process(replaced);
+    old.ended().await;
+    assert_eq!(ask(&old.path("a"), "").await, format!("{pid} {before}"));
+}
+
+#[tokio::test]
 async fn clients_in_the_backlog_are_served_by_the_new_process() {
     let mut old = Old::listen(&["a"], &[]).await;
     old.handle.pause();

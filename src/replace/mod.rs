@@ -118,6 +118,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -152,9 +153,12 @@ impl Replace {
     }
 
     /// Adds another server of this process. Its sockets are passed, too, and it drains at the same
-    /// time as the first server.
+    /// time as the first server. A server that was added before is not added again.
     pub fn and(mut self, handle: &Handle) -> Self {
-        self.handles.push(handle.clone());
+        let is_same = |known: &Handle| Arc::ptr_eq(&known.0, &handle.0);
+        if !self.handles.iter().any(is_same) {
+            self.handles.push(handle.clone());
+        }
         self
     }
 
