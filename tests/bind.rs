@@ -506,6 +506,19 @@ async fn a_path_that_is_another_servers_by_now_is_left_to_it() {
 }
 
 #[tokio::test]
+async fn an_inherited_unix_socket_has_the_name_of_an_endpoint_at_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("it's \"é\".sock");
+    let inherited = std::os::unix::net::UnixListener::bind(&path).unwrap();
+
+    let options = SocketOptions::default();
+    let sockets = Sockets::bind(vec![inherited.into()], &options).await;
+
+    let socket = &sockets.unwrap().listening_sockets()[0];
+    assert_eq!(socket.endpoint(), Endpoint::unix(path).to_string());
+}
+
+#[tokio::test]
 async fn an_inherited_unix_sockets_path_is_left_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");

@@ -306,7 +306,7 @@ impl Source {
             path,
             socket,
             local: local.clone(),
-            endpoint: (endpoint.unwrap_or_else(|| local.to_string().into()), number),
+            endpoint: (endpoint.unwrap_or_else(|| endpoint_at(&local)), number),
             kept,
             released: AtomicBool::new(false),
             handed_on,
@@ -468,6 +468,15 @@ fn listens(listener: &socket2::Socket) -> bool {
 #[cfg(not(any(target_os = "android", target_os = "freebsd", target_os = "linux")))]
 fn listens(_listener: &socket2::Socket) -> bool {
     false
+}
+
+/// Returns the text of an endpoint at this address. Unlike the `Display` output of [`Address`], it
+/// has a path as it is, because an [`Endpoint`] has no escapes.
+fn endpoint_at(local: &Address) -> Arc<str> {
+    match local {
+        Address::Unix(Some(path)) => format!("unix:{}", path.display()).into(),
+        _ => local.to_string().into(),
+    }
 }
 
 /// Converts a socket address. An abstract name gets the prefix `@`, as in an [`Endpoint`].
