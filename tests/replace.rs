@@ -362,11 +362,12 @@ fn numbers(handle: &Handle) -> String {
     numbers.collect::<Vec<_>>().join(" ")
 }
 
-/// Binds a server that replies with its process ID and the numbers of its sockets.
+/// Binds a server that replies with its process ID and the numbers of its sockets. In `endpoints`,
+/// `\0` stands for a NUL, which an environment variable cannot contain.
 async fn server(endpoints: &str) -> (Handle, Serve) {
     let server = Server::builder()
         .socket_options(SocketOptions::default().reuse_port(true))
-        .listen_all(endpoints.split(' '))
+        .listen_all(endpoints.split(' ').map(|text| text.replace("\\0", "\0")))
         .bind()
         .await
         .unwrap();
@@ -558,6 +559,21 @@ async fn a_server_that_is_added_twice_is_handed_on_once() {
     let servers = [&old.unix("a"), "127.0.0.1:0"].join(" ");
 
     let replaced = old.replace(&servers).and(&old.handle).run().await;
+
+    let (pid, _latest) = new_process(replaced);
+    old.ended().await;
+    assert_eq!(ask(&old.path("a"), "").await, format!("{pid} {before}"));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_abstract_name_with_a_nul_is_handed_on() {
+    let name = format!("unix:@tower-tcp-{}\\0", std::process::id());
+    let mut old = Old::listen(&["a"], &[&name]).await;
+    let before = numbers(&old.handle);
+
+    let servers = [&old.unix("a"), &name].map(String::as_str).join(" ");
+    let replaced = old.replace(&servers).run().await;
 
     let (pid, _latest) = new_process(replaced);
     old.ended().await;

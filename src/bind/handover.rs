@@ -77,7 +77,7 @@ pub(crate) fn hand_on(
         let kept = u8::from(socket.kept);
         command.env(
             format!("{SOCKET}{at}"),
-            format!("{number} {kept} {endpoint}"),
+            format!("{number} {kept} {}", without_nul(endpoint)),
         );
         if let Some(path) = &socket.path {
             let (device, file) = path.file;
@@ -98,6 +98,12 @@ pub(crate) fn hand_on(
         .fd_mappings(mappings.collect())
         .map_err(io::Error::other)?;
     Ok(())
+}
+
+/// Returns the text of an endpoint as it is in a variable, which cannot contain a NUL byte. An
+/// abstract name can.
+fn without_nul(endpoint: &str) -> String {
+    endpoint.replace('\0', "\\0")
 }
 
 /// A line from the new process.
@@ -240,6 +246,7 @@ pub(super) fn take(endpoint: &str, options: &SocketOptions) -> io::Result<Option
     let Some(replacing) = &*REPLACING else {
         return Ok(None);
     };
+    let endpoint = without_nul(endpoint);
     let mut state = replacing.lock();
     let is_waiting = |one: &HandedOn| matches!(one.stage, Stage::Waiting);
     // Several endpoints of the old process may have had the same text. Each call takes the sockets
