@@ -206,6 +206,8 @@ async fn a_timer_set_while_one_for_later_is_running_comes_first() {
     assert_eq!(begun.elapsed().as_secs(), 1);
 }
 
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 #[tokio::test(start_paused = true)]
 async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
     let (pipeline, mut peers) = says_what_it_got(Duration::ZERO);
@@ -213,8 +215,9 @@ async fn timers_are_bounded_and_those_for_ever_are_no_harm() {
     let mut client = served.client().await;
     let peer = next(&mut peers).await;
     for _ in 0..16 {
-        peer.post_after(Duration::MAX, "never")
-            .expect("there is room for sixteen");
+        let timer = peer.post_after(Duration::MAX, "never");
+        let due = timer.expect("there is room for sixteen").due();
+        assert!(due > Instant::now() + 20 * YEAR, "{due:?}");
     }
 
     let seventeenth = peer.post_after(Duration::ZERO, "seventeenth");

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use tokio::sync::{SemaphorePermit, TryAcquireError, oneshot};
-use tokio::time::Instant;
 
 use super::watermarks::Watermarks;
 use crate::connection::{ConnectionInfo, Hook, HookId, Moment};
+use crate::deadline::after;
 use crate::end::{ConnectionEnded, End, EndReason};
 use crate::error::BoxError;
 use crate::signals::Signal;
@@ -371,7 +371,8 @@ impl<T, M> Peer<T, M> {
 
     /// Sends a message to the service after a delay. The timer ends when the connection closes or
     /// is upgraded, and needs no task of its own. Dropping the returned [`Timer`] does not cancel
-    /// the message.
+    /// the message. A delay beyond the range of the clock, such as [`Duration::MAX`], counts as 30
+    /// years.
     ///
     /// # Errors
     ///
@@ -385,11 +386,7 @@ impl<T, M> Peer<T, M> {
     #[doc(alias = "timer")]
     #[doc(alias = "send_after")]
     pub fn post_after(&self, time: Duration, message: M) -> Result<Timer<T, M>, TrySendError<M>> {
-        // A due time beyond the range of the clock is replaced by one a year from now.
-        let far = Duration::from_secs(60 * 60 * 24 * 365);
-        let now = Instant::now();
-        let due = now.checked_add(time).unwrap_or_else(|| now + far);
-        let key = self.channel.set_timer(due, message)?;
+        let key = self.channel.set_timer(after(time), message)?;
         Ok(Timer::new(self.clone(), key))
     }
 
