@@ -15,7 +15,8 @@ use super::client::{Clients, Held, quota};
 use crate::connection::ConnectionInfo;
 
 /// Limits the rate of each client's requests, across all of its connections. Clones share the
-/// rates.
+/// rates. Set the options before cloning, because clones with different options do not agree on who
+/// a client is.
 ///
 /// tower's `RateLimit` limits the requests of one connection, or of all connections together.
 /// `ClientRate` creates a layer for each connection, and all layers of one client share its rate.

@@ -16,7 +16,9 @@ use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo, Moment};
 use crate::end::{ConnectionEnded, EndReason};
 
-/// Limits the connections of each client. Clones share the counts.
+/// Limits the connections of each client. Clones share the counts. Set the options before cloning,
+/// because clones with different options do not agree on who a client is, and a client keeps the
+/// rate of the clone that saw it first.
 ///
 /// `PerClient` is a pre-connect hook, and counts connections by [`ConnectionInfo::client_addr`].
 /// Behind a proxy, put it after the hook that reads the proxy's header. Put it before the TLS
