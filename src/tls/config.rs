@@ -98,7 +98,8 @@ impl TlsBuilder {
     /// Sets the protocols for ALPN, most preferred first. Default: none.
     ///
     /// If any are set, a client that offers only other protocols is refused (RFC 7301, section
-    /// 3.2). A client that does not use ALPN is not refused.
+    /// 3.2). A client that does not use ALPN is not refused. [`build`](Self::build) fails if a name
+    /// is empty or longer than 255 bytes.
     pub fn alpn(mut self, protocols: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
         self.alpn = protocols
             .into_iter()
@@ -262,6 +263,14 @@ impl TlsBuilder {
             None => return Err(TlsError::RevocationWithoutClients),
         };
         let mut server = builder.with_cert_resolver(names.clone());
+        if let Some(bad) = self
+            .alpn
+            .iter()
+            .find(|name| !(1..=255).contains(&name.len()))
+        {
+            let protocol = bad.clone();
+            return Err(TlsError::BadProtocol { protocol });
+        }
         server.alpn_protocols.clone_from(&self.alpn);
         if !self.ticket_keys.is_empty() {
             server.ticketer = Arc::new(Tickets::read(&self.ticket_keys, policy)?);

@@ -124,6 +124,14 @@ pub enum TlsError {
         pem: String,
     },
 
+    /// The name of an ALPN protocol is empty, or longer than 255 bytes ([RFC 7301 section
+    /// 3.1](https://www.rfc-editor.org/rfc/rfc7301#section-3.1)).
+    #[error("the ALPN protocol \"{}\" does not have 1 to 255 bytes", .protocol.escape_ascii())]
+    BadProtocol {
+        /// The name of the protocol.
+        protocol: Vec<u8>,
+    },
+
     /// The root certificates for verifying clients are unusable.
     #[error("unusable roots for client certificates in {pem}")]
     BadRoots {

@@ -87,3 +87,16 @@ fn an_error_names_the_text_in_memory_at_fault() {
     );
     assert!(matches!(Tls::builder().build(), Err(TlsError::NoIdentity)));
 }
+
+#[test]
+fn a_protocol_that_tls_cannot_express_is_an_error() {
+    let me = made("localhost");
+    let tls = Tls::builder().certificate(me.cert.pem(), me.signing_key.serialize_pem());
+
+    for name in [Vec::new(), vec![b'h'; 256]] {
+        let err = tls.clone().alpn([b"h2", &name[..]]).build();
+
+        assert!(matches!(err, Err(TlsError::BadProtocol { protocol }) if protocol == name));
+    }
+    assert!(tls.alpn([[b'h'; 255]]).build().is_ok());
+}
