@@ -48,7 +48,14 @@ where
         let make = self.maker.maker().make(|| engine.peer());
         let next = self.next.clone();
         PipelineFuture::new(async move {
-            if let Some(service) = made(&mut engine, make, K::events).await {
+            let made = match CatchPanic::new(made(&mut engine, make, K::events)).await {
+                Ok(made) => made,
+                Err(panicked) => {
+                    engine.panicked(panicked);
+                    None
+                }
+            };
+            if let Some(service) = made {
                 let calls = Calls::new(&mut engine, service);
                 if let Err(panicked) = CatchPanic::new(D::run(calls)).await {
                     engine.panicked(panicked);
@@ -78,20 +85,19 @@ where
     C: Codec<T>,
     E: Into<BoxError>,
 {
-    let make = std::pin::pin!(CatchPanic::new(make));
+    let make = std::pin::pin!(make);
     let ended = std::future::poll_fn(|cx| engine.poll_io_beside_make(cx));
     let made = match select(make, ended).await {
         Either::Left((made, _)) => made,
         Either::Right(((), _)) => return None,
     };
     match made {
-        Ok(Ok(made)) => return Some(events(made)),
-        Ok(Err(err)) => {
+        Ok(made) => Some(events(made)),
+        Err(err) => {
             engine.fail(ConnectionEnded::of(err.into(), EndReason::MakeServiceError));
+            None
         }
-        Err(panicked) => engine.panicked(panicked),
     }
-    None
 }
 
 /// Begins to close, and writes the remaining output.

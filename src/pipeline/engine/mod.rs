@@ -27,7 +27,7 @@ use crate::close::{Linger, close_by};
 use crate::connection::{Connection, Rewind};
 use crate::deadline::Deadlines;
 use crate::end::{ConnectionEnded, EndReason};
-use crate::error::{BoxError, Panicked};
+use crate::error::{BoxError, Panicked, caught};
 use backlog::Backlog;
 use state::State;
 use turn::Turn;
@@ -236,12 +236,10 @@ where
     /// Closes the connection, and returns how it ended. Called once the output is written or
     /// dropped.
     pub(in crate::pipeline) async fn close(&mut self) -> Result<EndReason, BoxError> {
-        // Dropping the engine's side closes the channel of the handles. The other fields are
-        // dropped so that a lingering connection keeps only the memory that it needs.
-        self.peer = None;
+        // These fields are dropped so that a lingering connection keeps only the memory that it
+        // needs.
+        self.drop_unencoded();
         self.departure = None;
-        self.request = None;
-        self.backlog = Backlog::new();
         self.input.clear();
         if !self.drops(Dropped::Output) {
             let linger = &self.settings.linger;
@@ -258,6 +256,18 @@ where
                 cause: None,
             }) => Ok(reason),
             Some(ended) => Err(ended.into()),
+        }
+    }
+
+    /// Drops a decoded request, replies, pushed frames and messages, except frames that are already
+    /// encoded. Dropping the engine's side closes the channel of the handles.
+    fn drop_unencoded(&mut self) {
+        let peer = self.peer.take();
+        let request = self.request.take();
+        let backlog = std::mem::replace(&mut self.backlog, Backlog::new());
+        // A panic is caught here, so that the stream is still closed gracefully.
+        if let Err(panicked) = caught(|| drop((peer, request, backlog))) {
+            self.panicked(panicked);
         }
     }
 
