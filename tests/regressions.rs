@@ -681,3 +681,32 @@ async fn a_connection_lingers_although_a_dropped_message_panics() {
     assert_eq!(server.reason().await, EndReason::Panic);
     assert_eq!(begun.elapsed(), Duration::from_secs(2));
 }
+
+// The panic of an error that was replaced went through the abort, so the connections after it, and
+// then the server, did not end in good order.
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_ends_all_connections_although_their_errors_panic_as_they_are_dropped() {
+    let (tell, mut peers) = mpsc::channel(1);
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        tell.try_send(peer).expect("there is room");
+        let hang = service_fn(|_: Bytes| std::future::pending::<Result<Bytes, BoxError>>());
+        std::future::ready(Ok::<_, Infallible>(hang))
+    });
+    let mut server = serve(Pipeline::new(Lines::default).make_service(make));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = server.client().await;
+        client.send("hang\n").await;
+        settled().await;
+        let peer = peers.recv().await.expect("it is served");
+        peer.close_because(PanicsAsItIsDropped);
+        clients.push(client);
+    }
+    settled().await;
+
+    server.handle().abort();
+
+    assert_eq!(server.report().await.aborted, 3);
+    assert_eq!(server.reasons(), [EndReason::Killed; 3]);
+}

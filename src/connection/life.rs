@@ -172,7 +172,7 @@ impl Life {
             EndCell::Open(open) => open.propose(&proposed),
             EndCell::Ended(end) => (end.why(), None),
         };
-        drop(replaced);
+        drop_replaced(replaced);
         applies
     }
 
@@ -287,7 +287,7 @@ impl Life {
     /// `outcome` returns the last reason to propose.
     pub(crate) fn finish(&self, outcome: impl FnOnce() -> ConnectionEnded) {
         let outcome = outcome();
-        let (end, due, _replaced) = {
+        let (end, due, replaced) = {
             let mut cell = self.cell();
             let EndCell::Open(open) = &mut *cell else {
                 return;
@@ -302,6 +302,7 @@ impl Life {
             due.run(|hook| self.run(hook, &end));
         }
         self.signals.wake_users();
+        drop_replaced(replaced);
     }
 
     /// Waits until `moment` is reached, and returns the end as it is known then.
@@ -355,5 +356,13 @@ impl Life {
         if caught(|| hook(&self.origin, end)).is_err() {
             tracing::error!(target: "tower_tcp", "a connection's callback panicked");
         }
+    }
+}
+
+/// Drops a reason that was replaced. Catches a panic of its cause, so that the server still ends
+/// other connections, and still removes this one from its table.
+fn drop_replaced(replaced: Option<ConnectionEnded>) {
+    if caught(|| drop(replaced)).is_err() {
+        tracing::error!(target: "tower_tcp", "a connection's error panicked as it was dropped");
     }
 }
