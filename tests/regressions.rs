@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::make::Shared;
 use tower::{Layer, Service, service_fn};
+use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::ListenerExt;
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
@@ -709,4 +710,43 @@ async fn an_abort_ends_all_connections_although_their_errors_panic_as_they_are_d
 
     assert_eq!(server.report().await.aborted, 3);
     assert_eq!(server.reasons(), [EndReason::Killed; 3]);
+}
+
+// A limit dropped the waker of its last poll while it was locked, and the drop of a waker can drop
+// a task, and with it a permit of the same limit.
+
+/// A waker that reads a limit when it is dropped.
+struct ReadsLimit(ConnectionLimit);
+
+impl Wake for ReadsLimit {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for ReadsLimit {
+    fn drop(&mut self) {
+        assert!(self.0.in_use() <= 1);
+    }
+}
+
+#[test]
+fn a_waker_may_use_the_limit_when_it_is_dropped() {
+    let (tell, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let limit = ConnectionLimit::new(1);
+        let mut service = limit.layer().layer(service_fn(echo));
+        let mut poll_with = |waker: Waker| {
+            assert!(
+                service
+                    .poll_ready(&mut Context::from_waker(&waker))
+                    .is_ready()
+            );
+        };
+        poll_with(Arc::new(ReadsLimit(limit.clone())).into());
+        poll_with(Arc::new(ReadsLimit(limit.clone())).into());
+        drop(service);
+        tell.send(()).expect("the test waits");
+    });
+
+    let done = done.recv_timeout(Duration::from_secs(10));
+    assert_eq!(done, Ok(()), "it is not locked twice");
 }

@@ -103,16 +103,25 @@ struct LimitState {
 }
 
 impl LimitState {
-    fn wait(&mut self, instance: u64, waker: &Waker) {
+    /// Registers a waker. Returns the earlier waker of the instance, if it is another one. The
+    /// caller drops that waker after unlocking, because dropping it may run user code.
+    fn wait(&mut self, instance: u64, waker: &Waker) -> Option<Waker> {
         let mut waiting = self.waiting.iter_mut();
         match waiting.find(|(known, _)| *known == instance) {
-            Some((_, known)) => known.clone_from(waker),
-            None => self.waiting.push((instance, waker.clone())),
+            Some((_, known)) if known.will_wake(waker) => None,
+            Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
+            None => {
+                self.waiting.push((instance, waker.clone()));
+                None
+            }
         }
     }
 
-    fn forget(&mut self, instance: u64) {
-        self.waiting.retain(|(known, _)| *known != instance);
+    /// Removes and returns the waker of an instance. The caller drops it after unlocking.
+    fn forget(&mut self, instance: u64) -> Option<Waker> {
+        let mut waiting = self.waiting.iter();
+        let at = waiting.position(|(known, _)| *known == instance)?;
+        Some(self.waiting.remove(at).1)
     }
 
     /// Takes all wakers, so that the caller can wake them after unlocking.
@@ -309,12 +318,17 @@ impl<S> Limited<S> {
         self.queued
     }
 
+    fn forget(&self) {
+        let forgotten = self.limit.lock().forget(self.instance);
+        drop(forgotten);
+    }
+
     /// Gives the reserved permit, if there is one, back to the limit. The service is then no longer
     /// ready.
     pub(crate) fn give_back(&mut self) {
         if let Some(permit) = self.reserved.take() {
             // Dropping the permit wakes all waiting instances. `self` need not be woken.
-            self.limit.lock().forget(self.instance);
+            self.forget();
             drop(permit);
         }
     }
@@ -329,7 +343,7 @@ impl<S: Clone> Clone for Limited<S> {
 
 impl<S> Drop for Limited<S> {
     fn drop(&mut self) {
-        self.limit.lock().forget(self.instance);
+        self.forget();
     }
 }
 
@@ -342,10 +356,12 @@ where
     type Future = LimitedFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        // Declared before the lock guard, so dropped after unlocking.
+        let _earlier;
         let mut state = self.limit.lock();
         // An instance that has reserved a permit also registers, so that a lower limit can revoke
         // the permit.
-        state.wait(self.instance, cx.waker());
+        _earlier = state.wait(self.instance, cx.waker());
         match &self.reserved {
             Some(_) if state.used > state.limit => {
                 drop(state);
@@ -375,7 +391,7 @@ where
     fn call(&mut self, conn: C) -> Self::Future {
         // This instance has its permit and no longer waits, so the end of another connection need
         // not wake it.
-        self.limit.lock().forget(self.instance);
+        self.forget();
         self.queued = false;
         // The permit is moved out of `self` before the call, so that a panic in the call drops it.
         let permit = self.reserved.take();
