@@ -70,7 +70,8 @@ impl<T, M> Peer<T, M> {
     /// between the frames of a reply that has several. If a call of the service awaits this future,
     /// the frame comes before the call's reply.
     ///
-    /// Frames are sent whole, in the order in which `send` was called. The connection's task
+    /// Frames are sent whole, in the order in which the calls of `send` complete. So the frames of
+    /// a task that awaits each call before the next one are sent in order. The connection's task
     /// encodes and writes them. If the output has reached its high mark, `send` waits until the
     /// output has fallen to the low mark ([`Watermarks`]). `send` also waits while as many frames
     /// are queued as [`Limits::push_queue`](super::Limits::push_queue) allows (16 by default).
