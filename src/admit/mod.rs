@@ -223,6 +223,32 @@ mod sealed {
     /// A permit for one connection. Dropping it returns it to the limit.
     #[derive(Debug)]
     pub struct Permit(pub(super) ConnectionLimit);
+
+    #[diagnostic::on_unimplemented(
+        message = "a `ConnectionLimit` is not a layer: call its method `layer`",
+        label = "`ConnectionLimit` in place of a layer",
+        note = "`.layer(limit.layer())` limits the connections of the service behind it"
+    )]
+    pub trait BehindLimitLayer {}
+
+    #[cfg(feature = "per-client")]
+    #[diagnostic::on_unimplemented(
+        message = "a hook is not a layer: put it into `PreConnectLayer::new(per_client)`",
+        label = "`PerClient` in place of a layer",
+        note = "`.layer(PreConnectLayer::new(per_client))` limits the clients of the service \
+                behind it"
+    )]
+    pub trait BehindPreConnectLayer {}
+}
+
+/// Makes `.layer(limit)` a compiler error that names the method. No type implements the bound.
+#[doc(hidden)]
+impl<S: sealed::BehindLimitLayer> Layer<S> for ConnectionLimit {
+    type Service = S;
+
+    fn layer(&self, inner: S) -> S {
+        inner
+    }
 }
 
 impl Admission for ConnectionLimit {

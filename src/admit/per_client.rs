@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::sleep_until;
+use tower_layer::Layer;
 use tower_service::Service;
 
 use super::client::{Clients, Held, quota};
-use super::sealed::{Admission, Permit};
+use super::sealed::{Admission, BehindPreConnectLayer, Permit};
 use super::{OverflowLayer, overflow};
 use crate::connection::{Address, Connection, ConnectionInfo, Moment};
 use crate::end::{ConnectionEnded, EndReason};
@@ -279,6 +280,17 @@ impl Admission for PerClient {
 /// Holds a slot until the connection has ended, however it ends.
 fn free_at_end(conn: &ConnectionInfo, slot: Slot) {
     conn.life.on(Moment::End, |_, _| drop(slot));
+}
+
+/// Makes `.layer(per_client)` a compiler error that names `PreConnectLayer`. No type implements the
+/// bound.
+#[doc(hidden)]
+impl<S: BehindPreConnectLayer> Layer<S> for PerClient {
+    type Service = S;
+
+    fn layer(&self, inner: S) -> S {
+        inner
+    }
 }
 
 /// Applies the limit as a pre-connect hook.
