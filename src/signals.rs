@@ -170,7 +170,7 @@ pub(crate) fn poll_looked(cx: &mut Context<'_>) -> Poll<()> {
 /// The result of a shutdown. It counts the connections that were open when the drain began or were
 /// accepted during it, by how they ended.
 ///
-/// Its `Display` output looks like `2 connections drained, 1 timed out, 0 cut off`.
+/// Its `Display` output looks like `connections: 2 drained, 1 timed out, 0 aborted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -196,7 +196,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} connections drained, {} timed out, {} cut off",
+            "connections: {} drained, {} timed out, {} aborted",
             self.drained, self.timed_out, self.aborted
         )
     }

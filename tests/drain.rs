@@ -81,7 +81,7 @@ async fn h1_requests_in_hand_at_the_signal_are_answered() {
     assert!(ended.status.success());
     assert_eq!(
         ended.said.last().unwrap(),
-        "64 connections drained, 0 timed out, 0 cut off"
+        "connections: 64 drained, 0 timed out, 0 aborted"
     );
 }
 
@@ -127,7 +127,7 @@ async fn h1_no_reply_that_was_begun_is_lost_under_load() {
     );
     assert_eq!(
         ended.said.last().unwrap(),
-        "64 connections drained, 0 timed out, 0 cut off"
+        "connections: 64 drained, 0 timed out, 0 aborted"
     );
 }
 
@@ -164,7 +164,7 @@ async fn an_idle_connection_does_not_hold_the_process() {
 
     assert_eq!(
         ended.await.unwrap().said.last().unwrap(),
-        "1 connections drained, 0 timed out, 0 cut off"
+        "connections: 1 drained, 0 timed out, 0 aborted"
     );
     // A drain may take 30 s.
     assert!(signalled.elapsed() < Duration::from_secs(10));
@@ -192,7 +192,7 @@ async fn the_deadline_cuts_off_who_is_not_done() {
     );
     assert_eq!(
         ended.said.last().unwrap(),
-        "1 connections drained, 0 timed out, 1 cut off"
+        "connections: 1 drained, 0 timed out, 1 aborted"
     );
     assert!(ended.end_of(slow.addr).contains("\"drain_deadline\""));
 }
@@ -216,7 +216,7 @@ async fn a_second_signal_ends_it_at_once() {
         assert!(ended.status.success());
         assert_eq!(
             ended.said.last().unwrap(),
-            "0 connections drained, 0 timed out, 1 cut off"
+            "connections: 0 drained, 0 timed out, 1 aborted"
         );
         assert!(ended.end_of(client.addr).contains("\"killed\""));
     }
@@ -236,7 +236,7 @@ async fn h11_a_storm_of_signals_ends_it_once_in_good_order() {
     let ended = stack.ended().await;
 
     assert!(ended.status.success());
-    let last = "0 connections drained, 0 timed out, 1 cut off";
+    let last = "connections: 0 drained, 0 timed out, 1 aborted";
     assert_eq!(ended.said.iter().filter(|line| *line == last).count(), 1);
     assert_eq!(having(&ended.log, &["connection.closed"]).len(), 1);
 }

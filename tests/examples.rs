@@ -97,7 +97,7 @@ async fn echo_serves_two_addresses_at_once() {
             .said
             .last()
             .unwrap()
-            .ends_with("drained, 0 timed out, 0 cut off")
+            .ends_with("drained, 0 timed out, 0 aborted")
     );
 }
 
@@ -121,7 +121,7 @@ async fn echo_spreads_its_connections_over_workers() {
             .said
             .last()
             .unwrap()
-            .ends_with("drained, 0 timed out, 0 cut off")
+            .ends_with("drained, 0 timed out, 0 aborted")
     );
 }
 
@@ -199,7 +199,7 @@ async fn raw_closes_in_good_order_at_a_shutdown() {
     let ended = ended.await.unwrap();
     assert_eq!(
         ended.said.last().unwrap(),
-        "1 connections drained, 0 timed out, 0 cut off"
+        "connections: 1 drained, 0 timed out, 0 aborted"
     );
 }
 

@@ -184,7 +184,7 @@ async fn clients_that_leave_behind_any_byte_end_once_each_and_leave_nothing() {
     assert!(ended.log.iter().all(|line| !line.contains("panicked")));
     // The last connection may still be closing.
     let last = ended.said.last().unwrap();
-    assert!(last.ends_with(", 0 cut off"), "{last}");
+    assert!(last.ends_with(", 0 aborted"), "{last}");
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn all_of_them_leave_at_a_signal() {
     let ended = ended.await.unwrap();
     assert!(ended.status.success());
     let last = ended.said.last().unwrap();
-    assert_eq!(last, "2 connections drained, 0 timed out, 0 cut off");
+    assert_eq!(last, "connections: 2 drained, 0 timed out, 0 aborted");
 }
 
 const SILENCE: Duration = Duration::from_secs(1);

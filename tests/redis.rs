@@ -896,6 +896,6 @@ async fn the_program_is_as_strict_as_it_is_told_to_be() {
         ended
             .said
             .last()
-            .is_some_and(|said| said.ends_with("drained, 0 timed out, 0 cut off"))
+            .is_some_and(|said| said.ends_with("drained, 0 timed out, 0 aborted"))
     );
 }

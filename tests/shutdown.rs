@@ -270,7 +270,7 @@ async fn h4_readers_that_time_out_in_a_drain_are_reported_as_that() {
             "{way}: {:?}",
             server.reasons()
         );
-        let said = "1 connections drained, 2 timed out, 1 cut off";
+        let said = "connections: 1 drained, 2 timed out, 1 aborted";
         assert_eq!(report.to_string(), said, "{way}");
     }
 }

@@ -1134,6 +1134,6 @@ async fn a_process_that_is_told_to_end_says_so_to_its_clients() {
     drop((busy, idle));
     let ended = ended.await.unwrap();
     assert!(ended.status.success());
-    assert!(ended.said.last().unwrap().ends_with(", 0 cut off"));
+    assert!(ended.said.last().unwrap().ends_with(", 0 aborted"));
     assert_eq!(files(&dir.path().join("mails"), "new").len(), 1);
 }

@@ -136,6 +136,10 @@ impl<H> PreConnectLayer<H> {
     /// If the next connection waited instead, 512 silent peers could lock out all others until the
     /// deadline, again and again. A client's connection is evicted only if 512 newer connections
     /// arrive before the service is ready for it.
+    ///
+    /// At the [server's own limit](crate::ServerBuilder::limit), no connection is accepted, so none
+    /// is evicted. Keep this number well below that limit. Otherwise, silent peers in their hooks
+    /// can take all of the limit.
     #[must_use]
     pub fn pending(mut self, connections: usize) -> Self {
         self.pending = Pending::new(connections.max(1));

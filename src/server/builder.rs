@@ -93,6 +93,11 @@ impl ServerBuilder {
     /// Default: 10,000. Why: to bound the memory of connections. When reached: the server stops
     /// accepting, and clients wait in the backlog.
     ///
+    /// Connections in their hooks, such as a TLS handshake, count, too. If this limit is not well
+    /// above their maximum number (512 by default), set a lower
+    /// [`PreConnectLayer::pending`](crate::preconnect::PreConnectLayer::pending). Otherwise, silent
+    /// peers in their hooks can take all of this limit.
+    ///
     /// The process needs at least one file descriptor for each connection. A connection may need a
     /// second one while a request is answered, to notice that the peer disconnects. This applies to
     /// HTTP/1, and to a pipeline's connection that drains or has much unread input. Many systems

@@ -293,7 +293,7 @@ async fn a_call_in_flight_goes_on_through_a_drain_to_its_end() {
     assert_eq!(next(&mut sums).await, None);
     let (status, last) = example.ended().await;
     assert!(status.success());
-    assert_eq!(last, "1 connections drained, 0 timed out, 0 cut off");
+    assert_eq!(last, "connections: 1 drained, 0 timed out, 0 aborted");
 }
 
 #[tokio::test]
@@ -308,7 +308,7 @@ async fn calls_without_an_end_are_ended_by_a_drain_in_good_order() {
     assert_eq!(next(&mut watching).await, None);
     let (status, last) = example.ended().await;
     assert!(status.success());
-    assert_eq!(last, "1 connections drained, 0 timed out, 0 cut off");
+    assert_eq!(last, "connections: 1 drained, 0 timed out, 0 aborted");
 }
 
 #[tokio::test]
@@ -390,5 +390,5 @@ async fn a_client_that_rests_is_told_to_go_away() {
     drop(io);
     let (status, last) = example.ended().await;
     assert!(status.success());
-    assert_eq!(last, "1 connections drained, 0 timed out, 0 cut off");
+    assert_eq!(last, "connections: 1 drained, 0 timed out, 0 aborted");
 }

@@ -518,7 +518,7 @@ async fn a_lame_duck_serves_on_and_a_drain_is_watched_to_its_end() {
     is_closed(&mut client).await;
     let (status, said) = example.ended().await;
     assert!(status.success());
-    assert!(said.starts_with("1 connections drained"), "{said}");
+    assert!(said.starts_with("connections: 1 drained"), "{said}");
 }
 
 #[tokio::test]
@@ -685,7 +685,7 @@ async fn a_signal_drains_it() {
 
     assert!(status.success());
     assert!(
-        said.ends_with("1 connections drained, 0 timed out, 0 cut off\n"),
+        said.ends_with("connections: 1 drained, 0 timed out, 0 aborted\n"),
         "{said}"
     );
     assert_eq!(client.read(&mut [0; 16]).await.unwrap(), 0);

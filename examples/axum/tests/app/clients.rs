@@ -261,7 +261,7 @@ async fn a_drain_answers_what_is_in_hand_and_ends_what_has_no_end() {
     drop((socket, events, request));
     let (status, last) = example.ended().await;
     assert!(status.success());
-    assert_eq!(last, "3 connections drained, 0 timed out, 0 cut off");
+    assert_eq!(last, "connections: 3 drained, 0 timed out, 0 aborted");
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn no_request_is_lost(load: Load) {
         example.terminate();
         let (status, last) = example.ended().await;
         assert!(status.success());
-        assert!(last.ends_with(" 0 cut off"), "{last}");
+        assert!(last.ends_with(" 0 aborted"), "{last}");
         example = Example::start_at(&address, &["--plain"]).await;
         started.send_replace(Some(restart));
     }
