@@ -109,7 +109,8 @@ fn without_nul(endpoint: &str) -> String {
 /// A line from the new process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FromChild {
-    /// The new process is ready to serve the sockets with these indexes, or has closed them.
+    /// The new process has decided what to do with the sockets with these indexes: it is ready to
+    /// serve them, or does not need them and has closed them.
     Has(Vec<usize>),
     /// The new process is ready to serve the sockets with these indexes, and will not serve the
     /// others. It waits for the reply.

@@ -167,8 +167,9 @@ impl Sent {
         (self.written + LARGEST_MEMORY).saturating_sub(self.left)
     }
 
-    /// Returns whether the peer has taken bytes since `before`. A write since `before` counts as a
-    /// sign of this, because a full socket accepts more bytes only after its peer has taken some.
+    /// Returns whether the peer has taken bytes since `before`, a time at which the socket was
+    /// full. A write since then shows that it has, because a full socket accepts more bytes only
+    /// after its peer has taken some.
     pub(crate) fn is_beyond(self, before: Self) -> bool {
         self.written != before.written || self.left < before.left
     }

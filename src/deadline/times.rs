@@ -150,9 +150,10 @@ deadlines! {
         /// from the moment when the reply to it was completely written to the system, if that is
         /// later. Frames and messages that the program sends do not restart the time, so they do
         /// not keep open a connection whose peer is gone.
-        /// An HTTP/2 connection is idle while it has no stream; pings do not restart the time. If
-        /// another task holds the unread body of an answered HTTP request, and for a raw service,
-        /// bytes read and bytes written both restart the time.
+        ///
+        /// In two cases, bytes read and bytes written both restart the time: for a raw service, and
+        /// for HTTP while another task holds the unread body of a request that is already answered.
+        /// An HTTP/2 connection is idle while it has no stream, and pings do not restart the time.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. If the
         /// server waits longer, the balancer closes first, and it knows that no request is in
@@ -375,8 +376,8 @@ deadlines! {
         /// [`Deadlines::body`].
         body = secs(3),
 
-        /// Sets how long an HTTP/1 connection that is idle between two requests stays open for one
-        /// more request, which is answered with `connection: close`.
+        /// Sets how long a draining HTTP/1 connection that is idle between two requests stays open
+        /// for one more request, which is answered with `connection: close`.
         ///
         /// HTTP/1 can announce a close only in a response. So a request that the client sends while
         /// the server closes the connection is lost ([RFC 9112 section

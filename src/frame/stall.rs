@@ -6,9 +6,10 @@ use bytes::BytesMut;
 
 use super::DecoderStalled;
 
-/// The maximum number of items that a decoder may return in a row without consuming input, during
-/// one call of the codec around it. An item that completes this call is not counted. The number is
-/// so high because a decoder may consume a frame of 1 MiB and then return one item per byte.
+/// The maximum number of items in a row that a codec may take from the decoder inside it, in one
+/// call and while the decoder consumes no input. An item with which the codec's call returns is not
+/// counted. The number is so high because a decoder may consume a frame of 1 MiB and then return
+/// one item per byte.
 const ITEMS: u32 = 1024 * 1024;
 
 /// Counts the items that a decoder has returned without consuming input. Without this count, a

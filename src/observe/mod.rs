@@ -29,7 +29,7 @@
 //!
 //! | event | level | fields | what to do |
 //! | --- | --- | --- | --- |
-//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written` (both under TLS without the encryption and the handshake), `requests`, `messages_dropped` | if the level is warn or error and the field `error` is set: check the service |
+//! | `connection.closed` | by reason, below | `connection.id`, `network.peer.address`, `network.peer.port`, `client.address` and `client.port` as in the span, `close.reason`, `close.initiator`, `error`, `duration` (seconds), `bytes_read`, `bytes_written` (under TLS, both count only decrypted data, without the handshake), `requests`, `messages_dropped` | if the level is warn or error and the field `error` is set: check the service |
 //! | `connection.denied` | trace | `network.peer.address`, `network.peer.port` | nothing: [`ServerBuilder::address_filter`](crate::ServerBuilder::address_filter) denied the address. There is no other event for this connection |
 //! | `request.failed` | warn, or debug if the peer broke off the body of an HTTP/2 request | `connection.id`, `error` | if the level is warn: handle the error in the service. The error did not end the connection, because `shutdown_on_error` is off, or because the error concerns only one HTTP/2 stream |
 //! | `accept.error` | debug | `error`, `error.type` | nothing: the next accept is tried at once. Usually the error concerns only one connection, for example one whose client has disconnected |

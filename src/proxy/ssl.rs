@@ -110,12 +110,14 @@ impl Ssl {
         text(&self.facts, CIPHER)
     }
 
-    /// Returns the algorithm with which the sender's certificate is signed, such as `RSA-SHA256`.
+    /// Returns the algorithm with which the certificate is signed that the sender of the header
+    /// presented to the client, such as `RSA-SHA256`.
     pub fn signature_algorithm(&self) -> Option<&str> {
         text(&self.facts, SIGNATURE_ALGORITHM)
     }
 
-    /// Returns the algorithm of the key of the sender's certificate, such as `RSA2048`.
+    /// Returns the algorithm of the key of the certificate that the sender of the header presented
+    /// to the client, such as `RSA2048`.
     pub fn key_algorithm(&self) -> Option<&str> {
         text(&self.facts, KEY_ALGORITHM)
     }

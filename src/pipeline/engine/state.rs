@@ -59,7 +59,7 @@ pub(super) enum State {
 /// The work that is dropped at an end. Each variant includes the work of the variants above it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::pipeline) enum Dropped {
-    /// Only input that is not decoded. Every pending request is answered.
+    /// Only undecoded input. All requests that were decoded before the end are still answered.
     Input,
     /// Requests that have not begun.
     Requests,
