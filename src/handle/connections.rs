@@ -45,17 +45,11 @@ impl ServerState {
     }
 
     fn count_left(&self, life: &Life) {
-        // An aborted connection does not count as timed out, even if it was about to end at a
-        // deadline. `SlowReader` is an exception, because a broadcast aborts the connection of a
-        // slow peer with this reason.
-        let reason = life.end().map(|end| end.reason());
-        let is_aborted = life.signals.is_raised(Signal::Abort);
-        let timed_out = reason.is_some_and(|reason| {
-            reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
-        });
+        // The phase is checked first, because most connections leave before the drain, and only in
+        // the drain does it matter how a connection ended.
         let count = if self.phase() < Phase::Draining {
             &self.left_before
-        } else if timed_out {
+        } else if timed_out(life) {
             &self.timed_out
         } else if life.signals.is_cut_off() {
             return;
@@ -119,6 +113,18 @@ impl ServerState {
     pub(super) fn reported(&self) -> Option<Report> {
         *self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns whether a connection counts as timed out in the report.
+fn timed_out(life: &Life) -> bool {
+    // An aborted connection does not count as timed out, even if it was about to end at a deadline.
+    // `SlowReader` is an exception, because a broadcast aborts the connection of a slow peer with
+    // this reason.
+    let reason = life.end().map(|end| end.reason());
+    let is_aborted = life.signals.is_raised(Signal::Abort);
+    reason.is_some_and(|reason| {
+        reason == EndReason::SlowReader || (reason.is_timeout() && !is_aborted)
+    })
 }
 
 /// Aborts a connection because the server does not wait for it any longer.
