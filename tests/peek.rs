@@ -650,7 +650,7 @@ mod routing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_a_task_of_its_own_it_does_not_delay_a_drain() {
+async fn a_hook_that_peeks_in_a_task_of_its_own_does_not_delay_a_drain() {
     let hook = service_fn(|conn: Memory| async move {
         let peek = Peek::new(Protocol::detect).deadline(None);
         tokio::spawn(peek.oneshot(conn)).await?

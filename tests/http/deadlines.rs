@@ -396,7 +396,7 @@ async fn a_body_that_another_task_leaves_unread_behind_the_answer_is_bounded_by_
 }
 
 #[tokio::test(start_paused = true)]
-async fn over_http2_such_a_body_is_bounded_while_nothing_of_it_arrives() {
+async fn over_http2_a_body_behind_the_answer_is_bounded_while_nothing_of_it_arrives() {
     for seconds_of_body in [0, 200] {
         let (told, mut tell) = mpsc::channel(1);
         let http = Http::new(service_fn(move |request: Request<RequestBody>| {
