@@ -278,6 +278,7 @@ async fn a_number_that_no_server_can_use_is_refused_with_a_reason() {
 
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{name} {option}");
+        assert!(!said.is_empty(), "{name} {option}");
         assert!(!said.contains("panicked"), "{name} {option}: {said}");
     }
 }
