@@ -38,7 +38,7 @@ use super::unix::OwnPath;
 const REPLACES: &str = "TOWER_TCP_REPLACES";
 /// The prefix of the variables that describe the passed sockets. The socket's index follows the
 /// prefix. The value has three parts: the number of the endpoint; `1` if a supervisor keeps the
-/// socket open, otherwise `0`; and the text of the endpoint.
+/// socket open, otherwise `0`; and the text of the endpoint, as [`without_nul`] returns it.
 const SOCKET: &str = "TOWER_TCP_SOCKET_";
 /// The prefix of the variables for those Unix sockets whose paths the server removes when it closes
 /// the sockets. The socket's index follows the prefix. The value has three parts: the device number
