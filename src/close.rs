@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::connection::{Connection, Sent};
-use crate::deadline::{Deadlines, LOOKS, MinRate, Moment, Pace, Timer, after};
+use crate::deadline::{Deadlines, MinRate, Moment, Pace, Timer, after, between_write_looks};
 use crate::end::EndReason;
 
 /// The limits of an orderly close.
@@ -109,11 +109,6 @@ impl Linger {
         self
     }
 
-    /// Returns the longest time from one check to the next whether the peer has taken output.
-    fn between_looks(&self) -> Duration {
-        (self.write / LOOKS).max(Duration::from_millis(1))
-    }
-
     /// Returns how long to linger, once writing is shut down, before checking for the first time
     /// whether the peer has taken all output. If it has already taken all, this is the whole time
     /// to linger.
@@ -197,7 +192,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
             let wait = wait.get_or_insert_with(|| {
                 let sent = conn.life().probe.sent();
                 let next = match step {
-                    Step::ShutDown(_) => linger.between_looks(),
+                    Step::ShutDown(_) => between_write_looks(linger.write),
                     Step::Discard(_) | Step::Look => linger.first_look(sent),
                 };
                 Box::new(Wait::new(sent, next))
@@ -221,7 +216,7 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
                 }
             };
             let waited = wait.since.elapsed();
-            let often = linger.between_looks();
+            let often = between_write_looks(linger.write);
             let (longest, look) = match step {
                 Step::ShutDown(_) => (linger.write, often),
                 Step::Discard(_) if has_all => (linger.time, linger.time),
@@ -247,8 +242,8 @@ pub(crate) fn close_by<Io: AsyncRead + AsyncWrite + Unpin>(
 /// The first wait before a check whether the peer has taken all output. It begins when writing has
 /// been shut down, and again when the last input has been discarded, if the peer has not taken all
 /// output by then. Each further wait is twice as long as the one before it, up to
-/// [`Linger::write`] divided by [`LOOKS`], or 1 ms if that is more. [`Linger::time`] counts from the
-/// check that finds that all output was taken, so it begins late by at most the last wait.
+/// [`between_write_looks`] of [`Linger::write`]. [`Linger::time`] counts from the check that finds
+/// that all output was taken, so it begins late by at most the last wait.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// The steps of a close.

@@ -16,6 +16,11 @@ use crate::connection::{Life, Sent};
 /// more.
 pub(crate) const LOOKS: u32 = 16;
 
+/// Returns the time from one check to the next, for a write deadline of `time`.
+pub(crate) fn between_write_looks(time: Duration) -> Duration {
+    (time / LOOKS).max(Duration::from_millis(1))
+}
+
 /// Records when output became pending, and since when the peer has taken none of it.
 ///
 /// It is empty while no output is pending. The state is boxed, because most connections never wait
@@ -76,8 +81,7 @@ impl Blocked {
         if !life.probe.knows() {
             return end;
         }
-        let look = (time / LOOKS).max(Duration::from_millis(1));
-        let look = wait.looked.checked_add(look);
+        let look = wait.looked.checked_add(between_write_looks(time));
         end.into_iter().chain(look).min()
     }
 

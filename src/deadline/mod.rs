@@ -28,7 +28,7 @@ mod watch;
 pub use layer::{Deadline, DeadlineFuture, DeadlineLayer};
 use std::time::Duration;
 
-pub(crate) use blocked::{Blocked, LOOKS};
+pub(crate) use blocked::{Blocked, LOOKS, between_write_looks};
 pub use pace::MinRate;
 pub(crate) use pace::Pace;
 pub(crate) use timer::{Due, Moment, Timer, after, due, first};
