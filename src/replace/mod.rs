@@ -178,6 +178,9 @@ impl Replace {
     /// Default: 30 s. Why: this process serves meanwhile, so a slow start costs nothing, but a
     /// hanging start must be reported. When reached: the new process is killed, and
     /// [`run`](Self::run) returns [`ReplaceError::NotReady`].
+    ///
+    /// If this process itself replaces an older one, `run` first waits at most as long for the
+    /// reply of that process, and otherwise returns [`ReplaceError::NotAccepting`].
     pub fn ready_within(mut self, time: Duration) -> Self {
         self.ready_within = time;
         self
