@@ -27,7 +27,7 @@ pub(crate) enum Signal {
 }
 
 /// Flag beside the signals: the server has raised [`Signal::Abort`], because it ends.
-const CUT_OFF: u8 = 8;
+const BY_SERVER: u8 = 8;
 
 /// The signals raised for one connection, and the wakers to wake when one is raised.
 ///
@@ -72,13 +72,13 @@ impl Signals {
     }
 
     /// Raises [`Signal::Abort`], because the server ends. Does nothing if it was raised before.
-    pub(crate) fn cut_off(&self) {
-        self.raise_with(Signal::Abort, CUT_OFF);
+    pub(crate) fn abort_by_server(&self) {
+        self.raise_with(Signal::Abort, BY_SERVER);
     }
 
-    /// Returns whether [`cut_off`](Self::cut_off) has raised [`Signal::Abort`].
-    pub(crate) fn is_cut_off(&self) -> bool {
-        self.raised.load(Ordering::Acquire) & CUT_OFF != 0
+    /// Returns whether [`abort_by_server`](Self::abort_by_server) has raised [`Signal::Abort`].
+    pub(crate) fn is_aborted_by_server(&self) -> bool {
+        self.raised.load(Ordering::Acquire) & BY_SERVER != 0
     }
 
     fn raise_with(&self, signal: Signal, flag: u8) -> bool {

@@ -26,6 +26,7 @@ use tower_tcp::frame::{CodecExt as _, DecoderStalled, InOut, Lines, LinesError};
 use tower_tcp::pipeline::{
     Closed, Limits, OnConnectLayer, Session, SessionService, ShutdownOnErrorLayer,
 };
+use tower_tcp::registry::{Groups, SlowPeer};
 use tower_tcp::testkit::serve;
 use tower_tcp::{BoxError, ConnectionEnded, ConnectionService, EndReason, Peer, Pipeline, Reply};
 
@@ -1086,6 +1087,34 @@ async fn answers_before_frames_that_all_panic_in_the_encoder_are_delivered() {
             _ => &[],
         };
         assert_eq!(&replies[1..], others, "{}", served.way());
+        drop(client);
+        assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_around_one_that_panics_in_the_encoder_are_delivered() {
+    let groups = Groups::<(), Bytes>::new();
+    let shared = groups.clone();
+    let make = service_fn(move |peer: Peer<Bytes>| {
+        let groups = shared.clone();
+        async move {
+            groups.join((), &peer).await?;
+            Ok::<_, BoxError>(service_fn(delayed))
+        }
+    });
+    for served in each_way(Pipeline::new(Faulty::default).make_service(make)) {
+        let mut client = served.client().await;
+        assert_eq!(client.ask("1").await, "1");
+
+        for frame in ["first", "encode-panic", "last"] {
+            let sent = groups
+                .broadcast(&(), frame.into(), |_| true, SlowPeer::Skip)
+                .await;
+            assert_eq!(sent.sent(), 1, "{}", served.way());
+        }
+
+        assert_eq!(client.rest().await, ["first", "last"], "{}", served.way());
         drop(client);
         assert_eq!(served.reason().await, EndReason::Panic, "{}", served.way());
     }

@@ -8,19 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
-use tokio_util::codec::{Decoder, Encoder};
-use tower::make::Shared;
 use tower::{Layer, Service, service_fn};
 use tower_tcp::admit::ConnectionLimit;
 use tower_tcp::bind::ListenerExt;
 use tower_tcp::close::Linger;
 use tower_tcp::deadline::Deadlines;
 use tower_tcp::frame::Lines;
-use tower_tcp::pipeline::{Event, Limits, OnConnectLayer};
+use tower_tcp::pipeline::{Event, Limits};
 use tower_tcp::testkit::{Served, memory, serve, serve_with};
 use tower_tcp::{BoxError, Connection, EndReason, Handle, Peer, Pipeline, Reply, Server};
 
@@ -568,75 +566,6 @@ async fn an_error_that_panics_as_it_is_searched_ends_its_connection_with_panic()
     let server = serve(stack);
     let _client = server.client().await;
 
-    assert_eq!(server.reason().await, EndReason::Panic);
-}
-
-// Only the first panic of the encoder was caught while calls ran, and one more at the end. With the
-// next one the connection was dropped, with the frames that were encoded before. While the service
-// was made, not even the first panic was caught.
-
-/// A codec of lines that panics in the middle of a frame that begins with `bad`.
-#[derive(Default)]
-struct PanicsAtBad(Lines);
-
-impl Decoder for PanicsAtBad {
-    type Item = Bytes;
-    type Error = <Lines as Decoder>::Error;
-
-    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, Self::Error> {
-        self.0.decode(input)
-    }
-}
-
-impl Encoder<Bytes> for PanicsAtBad {
-    type Error = <Lines as Encoder<Bytes>>::Error;
-
-    fn encode(&mut self, frame: Bytes, output: &mut BytesMut) -> Result<(), Self::Error> {
-        if frame.starts_with(b"bad") {
-            output.extend_from_slice(b"torn");
-            panic_if(true);
-        }
-        self.0.encode(frame, output)
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn frames_before_several_panics_of_the_encoder_are_delivered() {
-    for panics in 1..5 {
-        let (tell, mut peers) = mpsc::channel(1);
-        let make = service_fn(move |peer: Peer<Bytes>| {
-            tell.try_send(peer).expect("there is room");
-            std::future::ready(Ok::<_, Infallible>(service_fn(echo)))
-        });
-        let server = serve(Pipeline::new(PanicsAtBad::default).make_service(make));
-        let mut client = server.client().await;
-        let peer = peers.recv().await.expect("it is served");
-        settled().await;
-
-        peer.try_send("good".into()).expect("there is room");
-        for _ in 0..panics {
-            peer.try_send("bad".into()).expect("there is room");
-        }
-
-        assert_eq!(client.rest().await, ["good"], "{panics} panics");
-        drop(client);
-        assert_eq!(server.reason().await, EndReason::Panic);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_greeting_before_a_panic_of_the_encoder_is_delivered() {
-    let greet = OnConnectLayer::new(|peer: Peer<Bytes>| async move {
-        peer.send("ready".into()).await?;
-        peer.send("bad".into()).await?;
-        std::future::pending::<Result<(), BoxError>>().await
-    });
-    let make = greet.layer(Shared::new(service_fn(echo)));
-    let server = serve(Pipeline::new(PanicsAtBad::default).make_service(make));
-    let mut client = server.client().await;
-
-    assert_eq!(client.rest().await, ["ready"]);
-    drop(client);
     assert_eq!(server.reason().await, EndReason::Panic);
 }
 

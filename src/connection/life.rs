@@ -235,11 +235,11 @@ impl Life {
         self.signals.raise(Signal::Abort)
     }
 
-    /// Does the same as [`abort`](Self::abort), because the server ends. Unless the connection was
+    /// Aborts the connection as [`abort`](Self::abort) does, because the server ends. Unless it was
     /// aborted before, the server's report counts it as aborted.
-    pub(crate) fn cut_off(&self, reason: EndReason) {
+    pub(crate) fn abort_by_server(&self, reason: EndReason) {
         self.ended(reason.into());
-        self.signals.cut_off();
+        self.signals.abort_by_server();
     }
 
     /// Records that closing begins: the service is done, and its remaining output is still to be

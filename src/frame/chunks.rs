@@ -83,7 +83,10 @@ impl<C: Decoder> Decoder for Chunks<C> {
                     if let Some(chunk) = self.push(item) {
                         return Ok(Some(chunk));
                     }
-                    stall.count(src)?;
+                    if let Err(err) = stall.count(src) {
+                        self.failed = Some(Failed::Reading(err.into()));
+                        return Ok(self.leftover());
+                    }
                 }
                 Ok(None) => return Ok(None),
                 Err(err) => {
@@ -108,7 +111,10 @@ impl<C: Decoder> Decoder for Chunks<C> {
                     if let Some(chunk) = self.push(item) {
                         return Ok(Some(chunk));
                     }
-                    stall.count(src)?;
+                    if let Err(err) = stall.count(src) {
+                        self.failed = Some(Failed::AtEnd(err.into()));
+                        return Ok(self.leftover());
+                    }
                 }
                 Ok(None) => return Ok(self.leftover()),
                 Err(err) => {

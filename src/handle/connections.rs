@@ -51,7 +51,7 @@ impl ServerState {
             &self.left_before
         } else if timed_out(life) {
             &self.timed_out
-        } else if life.signals.is_cut_off() {
+        } else if life.signals.is_aborted_by_server() {
             return;
         } else {
             &self.drained
@@ -73,13 +73,13 @@ impl ServerState {
             Phase::Draining => {
                 life.signals.raise(Signal::Drain);
             }
-            Phase::Aborting => cut_off(life, EndReason::Killed),
+            Phase::Aborting => abort(life, EndReason::Killed),
         }
     }
 
     /// Aborts every open connection.
-    pub(crate) fn cut_off(&self, reason: EndReason) {
-        self.table.all().for_each(|life| cut_off(&life, reason));
+    pub(crate) fn abort_all(&self, reason: EndReason) {
+        self.table.all().for_each(|life| abort(&life, reason));
     }
 
     /// Returns the report of the shutdown. The first call computes it from counters, and later
@@ -128,9 +128,9 @@ fn timed_out(life: &Life) -> bool {
 }
 
 /// Aborts a connection because the server does not wait for it any longer.
-fn cut_off(life: &Life, reason: EndReason) {
+fn abort(life: &Life, reason: EndReason) {
     // A connection whose end is final may still be in the table. It is not aborted.
     if life.end().is_none() {
-        life.cut_off(reason);
+        life.abort_by_server(reason);
     }
 }

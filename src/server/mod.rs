@@ -226,7 +226,7 @@ where
         } else {
             EndReason::DrainDeadline
         };
-        shared.cut_off(reason);
+        shared.abort_all(reason);
         let gone = shared.until(|| shared.live() == 0);
         // The server does not wait longer for a connection that blocks its thread. Such a
         // connection counts as aborted.

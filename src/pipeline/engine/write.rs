@@ -236,13 +236,18 @@ where
     }
 
     /// Encodes frames until the output has reached `mark` bytes, and puts the remaining frames back
-    /// into the queue.
+    /// into the queue, also after a panic.
     fn encode_run(&mut self, frames: Vec<T>, mark: usize) {
         let mut frames = frames.into_iter();
-        while self.output.len() < mark
-            && let Some(frame) = frames.next()
-        {
-            self.encode(frame);
+        let encoded = caught(|| {
+            while self.output.len() < mark
+                && let Some(frame) = frames.next()
+            {
+                self.encode(frame);
+            }
+        });
+        if let Err(panicked) = encoded {
+            self.panicked(panicked);
         }
         if let Some(peer) = &self.peer {
             if frames.len() > 0 {
