@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::sealed::{Admission, Permit};
 use super::{OverflowLayer, overflow};
-use crate::connection::{Address, Connection, ConnectionInfo};
+use crate::connection::{Address, Connection, ConnectionInfo, not_a_layer};
 use crate::end::{ConnectionEnded, EndReason};
 
 /// A decision about an address: whether it may connect.
@@ -107,6 +107,8 @@ impl<Io> Service<Connection<Io>> for AddressFilter {
         ready(self.admit(conn.info()).map(|_no_permit| conn))
     }
 }
+
+not_a_layer!(AddressFilter);
 
 impl fmt::Debug for AddressFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

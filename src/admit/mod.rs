@@ -230,15 +230,6 @@ mod sealed {
         note = "`.layer(limit.layer())` limits the connections of the service behind it"
     )]
     pub trait BehindLimitLayer {}
-
-    #[cfg(feature = "per-client")]
-    #[diagnostic::on_unimplemented(
-        message = "a hook is not a layer: put it into `PreConnectLayer::new(per_client)`",
-        label = "`PerClient` in place of a layer",
-        note = "`.layer(PreConnectLayer::new(per_client))` limits the clients of the service \
-                behind it"
-    )]
-    pub trait BehindPreConnectLayer {}
 }
 
 /// Makes `.layer(limit)` a compiler error that names the method. No type implements the bound.

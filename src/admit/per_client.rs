@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::sleep_until;
-use tower_layer::Layer;
 use tower_service::Service;
 
 use super::client::{Clients, Held, quota};
-use super::sealed::{Admission, BehindPreConnectLayer, Permit};
+use super::sealed::{Admission, Permit};
 use super::{OverflowLayer, overflow};
-use crate::connection::{Address, Connection, ConnectionInfo, Moment};
+use crate::connection::{Address, Connection, ConnectionInfo, Moment, not_a_layer};
 use crate::end::{ConnectionEnded, EndReason};
 
 /// Limits the connections of each client. Clones share the counts. Set the options before cloning,
@@ -282,16 +281,7 @@ fn free_at_end(conn: &ConnectionInfo, slot: Slot) {
     conn.life.on(Moment::End, |_, _| drop(slot));
 }
 
-/// Makes `.layer(per_client)` a compiler error that names `PreConnectLayer`. No type implements the
-/// bound.
-#[doc(hidden)]
-impl<S: BehindPreConnectLayer> Layer<S> for PerClient {
-    type Service = S;
-
-    fn layer(&self, inner: S) -> S {
-        inner
-    }
-}
+not_a_layer!(PerClient);
 
 /// Applies the limit as a pre-connect hook.
 impl<Io: Send + 'static> Service<Connection<Io>> for PerClient {

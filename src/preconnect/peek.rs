@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::detect::{Detection, HTTP2_PREFACE};
 use super::time::Times;
-use crate::connection::{Connection, Rewind};
+use crate::connection::{Connection, Rewind, not_a_layer};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 
@@ -145,6 +145,8 @@ impl<D> Peek<D> {
         self
     }
 }
+
+not_a_layer!(Peek<D>, D);
 
 impl<D> fmt::Debug for Peek<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

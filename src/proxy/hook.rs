@@ -10,7 +10,7 @@ use tower_service::Service;
 use super::error::ProxyHeaderError;
 use super::header::{Family, Parsed, ProxyHeader, Versions};
 use super::parse::parse;
-use crate::connection::{Connection, Rewind};
+use crate::connection::{Connection, Rewind, not_a_layer};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::networks::Networks;
@@ -135,6 +135,8 @@ fn failed(err: io::Error) -> ConnectionEnded {
     let reason = EndReason::of_io(&err).unwrap_or(EndReason::IoError);
     ConnectionEnded::new(reason, err)
 }
+
+not_a_layer!(ProxyProtocol);
 
 impl<Io> Service<Connection<Io>> for ProxyProtocol
 where

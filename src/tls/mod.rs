@@ -195,11 +195,10 @@ use std::task::{Context, Poll};
 
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Instrument;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, not_a_layer};
 use crate::end::{ConnectionEnded, EndReason};
 use crate::error::BoxError;
 use crate::observe::Handshake;
@@ -343,22 +342,4 @@ where
     }
 }
 
-/// Makes `.layer(tls)` a compiler error that names `PreConnectLayer`. No type implements the bound.
-#[doc(hidden)]
-impl<S: sealed::BehindPreConnectLayer> Layer<S> for Tls {
-    type Service = S;
-
-    fn layer(&self, inner: S) -> S {
-        inner
-    }
-}
-
-#[expect(unnameable_types, reason = "sealed: a bound that nothing meets")]
-mod sealed {
-    #[diagnostic::on_unimplemented(
-        message = "a hook is not a layer: put it into `PreConnectLayer::new(tls)`",
-        label = "`Tls` in place of a layer",
-        note = "`.layer(PreConnectLayer::new(tls))` puts TLS in front of the service behind it"
-    )]
-    pub trait BehindPreConnectLayer {}
-}
+not_a_layer!(Tls);
