@@ -100,8 +100,9 @@ impl ServerBuilder {
     ///
     /// The process needs at least one file descriptor for each connection. A connection may need a
     /// second one while a request is answered, to notice that the peer disconnects. This applies to
-    /// HTTP/1, and to a pipeline's connection that drains or has much unread input. Many systems
-    /// allow only 1,024 descriptors unless configured otherwise.
+    /// HTTP/1, and to a pipeline's connection that drains, has much unread input, or whose peer has
+    /// finished sending. So peers can make the process use two descriptors for each connection.
+    /// Many systems allow only 1,024 descriptors unless configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]
