@@ -153,7 +153,8 @@ deadlines! {
         ///
         /// In two cases, bytes read and bytes written both restart the time: for a raw service, and
         /// for HTTP while another task holds the unread body of a request that is already answered.
-        /// An HTTP/2 connection is idle while it has no stream, and pings do not restart the time.
+        /// An HTTP/2 connection is idle while it has no stream. There, only bytes that the other
+        /// task reads from the body restart the time. Pings do not.
         ///
         /// Default: 75 s. Why: common load balancers drop a pooled connection after 60 s. If the
         /// server waits longer, the balancer closes first, and it knows that no request is in

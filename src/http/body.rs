@@ -163,8 +163,15 @@ impl Body for RequestBody {
                 Some(Err(_)) | None => true,
             };
             // An empty data frame of HTTP/2 does not restart the deadline.
-            let is_empty =
-                matches!(&frame, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
+            let data = frame
+                .as_ref()
+                .and_then(|frame| frame.as_ref().ok()?.data_ref());
+            let is_empty = data.is_some_and(Bytes::is_empty);
+            if let (Some(data), Some(progress)) = (data, &self.progress)
+                && progress.is_multiplexed()
+            {
+                progress.count_read(data.len());
+            }
             if let Some(wait) = &mut self.wait
                 && !is_empty
             {

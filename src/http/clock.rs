@@ -97,7 +97,8 @@ pub(super) struct Clock {
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
     /// The number of bytes read and written, and the time of its last change. Used for tunnels,
-    /// unread bodies, and peers that have finished sending.
+    /// unread bodies (in HTTP/2, with the number of bytes of bodies), and peers that have finished
+    /// sending.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.
@@ -264,7 +265,12 @@ impl Clock {
         if self.finished.is_none() && life.is_peer_done() {
             self.finished = Some(now);
         }
-        let moved = life.bytes_read().wrapping_add(written);
+        let moved = if waiting == Waiting::Unread && progress.is_multiplexed() {
+            // Not all bytes of the connection, because pings must not prolong the wait.
+            progress.bodies_read()
+        } else {
+            life.bytes_read().wrapping_add(written)
+        };
         if moved != self.moved.0 {
             self.moved = (moved, now);
         }

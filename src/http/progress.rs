@@ -41,6 +41,8 @@ pub(super) struct Progress {
     queued: AtomicUsize,
     /// HTTP/2 only: the number of bytes of responses that the peer has taken.
     taken: AtomicU64,
+    /// HTTP/2 only: the number of bytes of requests' bodies that services have read.
+    read: AtomicU64,
     /// HTTP/2 only: `true` if a request, or an unsent piece of its response, was dropped after the
     /// peer had finished sending.
     left: AtomicBool,
@@ -71,6 +73,7 @@ impl Progress {
             in_flight: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             left: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
@@ -94,6 +97,16 @@ impl Progress {
     /// and in HTTP/2 until the peer has taken the response.
     pub(super) fn is_busy(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) > 0 || self.queued.load(Ordering::Acquire) > 0
+    }
+
+    /// HTTP/2 only: counts bytes that a service has read from the body of a request.
+    pub(super) fn count_read(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// HTTP/2 only: returns the number of bytes that services have read from bodies.
+    pub(super) fn bodies_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Returns whether an HTTP/2 peer has finished sending while a request was in progress.

@@ -31,6 +31,7 @@ const CONTINUATION: u8 = 9;
 
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
 /// `GET http://a/never`: two entries of HPACK's static table, then a literal authority and path.
@@ -457,6 +458,35 @@ async fn a_draining_connection_without_streams_has_three_seconds_whatever_it_pin
         };
         assert_eq!((begun.elapsed().as_secs(), reason), expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pings_do_not_prolong_the_wait_for_a_body_that_another_task_does_not_read() {
+    let holds = service_fn(|request: Request<RequestBody>| async move {
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(1_000)).await;
+            drop(request);
+        });
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let served = serve(Http::new(holds));
+    let mut io = connect(&served).await;
+    begin(&mut io).await;
+    let post = frame(HEADERS, END_HEADERS, 1, POST);
+    io.write_all(&post).await.expect("it is open");
+    let (mut reader, mut writer) = tokio::io::split(io);
+    tokio::spawn(async move {
+        while writer.write_all(&frame(PING, 0, 0, &[1; 8])).await.is_ok() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    });
+    tokio::spawn(async move { reader.read_to_end(&mut Vec::new()).await });
+
+    let end = served.end().await;
+
+    assert_eq!(end.reason(), EndReason::IdleTimeout);
+    // 75 s idle, and 3 s for the body behind the GOAWAY.
+    assert_eq!(end.duration().as_secs(), 78);
 }
 
 /// The size in bytes of a buffer that holds only a few hundred small messages.
