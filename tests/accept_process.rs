@@ -21,14 +21,19 @@ use tokio::time::{Instant, timeout};
 const NET: Duration = Duration::from_secs(30);
 
 fn echo() -> PathBuf {
+    example("echo")
+}
+
+fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this runs from a file");
-    let echo = test
+    let example = test
         .parent()
         .and_then(|deps| deps.parent())
         .expect("tests are in target/debug/deps")
-        .join("examples/echo");
-    assert!(echo.exists(), "not built: run `cargo build --example echo`");
-    echo
+        .join("examples")
+        .join(name);
+    assert!(example.exists(), "not built: run `cargo build --examples`");
+    example
 }
 
 /// A running example.
@@ -193,6 +198,33 @@ async fn a1_a2_out_of_descriptors_it_says_so_once_rests_and_goes_on_when_one_is_
     println!("from a free descriptor to the next client's reply: {waited:?}");
     assert!(!inside.contains(&next));
     assert!(waited <= Duration::from_millis(50), "{waited:?}");
+}
+
+/// The server watches for a reset of each half-closed client that waits, by a second descriptor.
+#[tokio::test]
+async fn half_closed_clients_leave_descriptors_to_the_accept_loop() {
+    const CLIENTS: usize = 100;
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -n 200; exec \"$0\" \"$@\""])
+        .arg(example("stack"))
+        .args(["--accepts", "100000", "--timeout", "60000"]);
+    let mut stack = start(&mut shell).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = stack.connect().await;
+        client.write_all(b"sleep 50000\n").await.expect("open");
+        client.shutdown().await.expect("it is open");
+        clients.push(client);
+    }
+
+    // It is accepted after the others.
+    let mut last = stack.connect().await;
+    let mut greeting = String::new();
+    let greeted = timeout(NET, last.read_line(&mut greeting)).await;
+
+    greeted.expect("in time").expect("it is open");
+    assert_eq!(stack.logged("accept.stalled"), 0);
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use rustix::process::{Resource, getrlimit};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -297,14 +298,26 @@ impl Probe {
         }
     }
 
-    /// Returns a second descriptor of the socket. It keeps the socket open.
+    /// Returns a second descriptor of the socket. It keeps the socket open. Returns `None` if few
+    /// descriptors of the process are free.
     pub(crate) fn second_descriptor(&self) -> Option<OwnedFd> {
-        self.wire()?.as_fd().try_clone_to_owned().ok()
+        let second = self.wire()?.as_fd().try_clone_to_owned().ok()?;
+        let limit = getrlimit(Resource::Nofile).current;
+        leaves_enough(second.as_raw_fd(), limit).then_some(second)
     }
 
     fn wire(&self) -> Option<Arc<Wire>> {
         self.0.as_ref()?.upgrade()
     }
+}
+
+/// Returns whether enough descriptors are free once this one is in use: an eighth of the limit of
+/// the process. Otherwise, peers that let many connections need a second descriptor could leave
+/// none to the accept loop and the rest of the program.
+fn leaves_enough(descriptor: RawFd, limit: Option<u64>) -> bool {
+    // The system returns the lowest free number.
+    let below = limit.map_or(u64::MAX, |limit| limit - limit / 8);
+    u64::try_from(descriptor).is_ok_and(|descriptor| descriptor < below)
 }
 
 impl fmt::Debug for Probe {

@@ -102,7 +102,9 @@ impl ServerBuilder {
     /// second one while a request is answered, to notice that the peer disconnects. This applies to
     /// HTTP/1, and to a pipeline's connection that drains, has much unread input, or whose peer has
     /// finished sending. So peers can make the process use two descriptors for each connection.
-    /// Many systems allow only 1,024 descriptors unless configured otherwise.
+    /// Second descriptors leave at least an eighth of the process's descriptors free. Without one,
+    /// a disconnect may be noticed later. Many systems allow only 1,024 descriptors unless
+    /// configured otherwise.
     #[doc(alias = "max_connections")]
     #[doc(alias = "concurrency")]
     #[doc(alias = "max_clients")]
