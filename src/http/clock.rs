@@ -97,8 +97,8 @@ pub(super) struct Clock {
     /// The time at which the clock first saw that the peer had finished sending.
     finished: Option<Moment>,
     /// The number of bytes read and written, and the time of its last change. Used for tunnels,
-    /// unread bodies (in HTTP/2, with the number of bytes of bodies), and peers that have finished
-    /// sending.
+    /// unread bodies, and peers that have finished sending. For unread bodies in HTTP/2, it is
+    /// instead the number of bytes that services have read from bodies.
     moved: (u64, Moment),
     retire: Option<Moment>,
     /// The time at which the connection began to drain because of its age.

@@ -258,9 +258,10 @@ impl Clock {
         self.armed = 0;
     }
 
-    /// Starts the deadline `last_calls`, which applies to pending requests. Called when the
-    /// connection drops requests that have not begun. Also called when the connection closes for
-    /// any reason except a drain of the server or the end of the peer's input.
+    /// Starts the deadline `last_calls` for the requests that have begun and are not answered yet.
+    /// Called when the connection drops the requests that have not begun. Also called when the
+    /// connection closes for any reason except a drain of the server or the end of the peer's
+    /// input.
     pub(super) fn close(&mut self) {
         self.closes = true;
         self.saw_activity = true;
