@@ -232,7 +232,8 @@ mod sealed {
     pub trait BehindLimitLayer {}
 }
 
-/// Makes `.layer(limit)` a compiler error that names the method. No type implements the bound.
+/// Exists only to make `.layer(limit)` a compiler error that says to write `.layer(limit.layer())`.
+/// No type meets the bound.
 #[doc(hidden)]
 impl<S: sealed::BehindLimitLayer> Layer<S> for ConnectionLimit {
     type Service = S;

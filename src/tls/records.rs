@@ -134,9 +134,9 @@ impl Records {
     }
 
     /// Returns the number of bytes that are missing from the first record of the incomplete input,
-    /// or from the record's header if the header is incomplete. If the record is complete, a
-    /// handshake message is incomplete, and all further bytes may belong to it, so the result is
-    /// `usize::MAX`.
+    /// or from the record's header if the header is incomplete. If the record is complete, the
+    /// input is incomplete because a handshake message continues in later records. All further
+    /// bytes may belong to that message, so the result is `usize::MAX`.
     fn missing(&self) -> usize {
         let [_, _, _, high, low, body @ ..] = &self.partial[..] else {
             return HEADER - self.partial.len();
