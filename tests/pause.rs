@@ -8,8 +8,8 @@ use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Clients, Ends, each_way, each_way_over_tcp, over_tcp, settled};
-use tokio::io::AsyncWriteExt;
+use support::{Client, Clients, Ends, each_way, each_way_over_tcp, over_tcp, settled};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -331,6 +331,22 @@ async fn a_paused_peer_is_not_idle() {
     }
 }
 
+/// Resumes input an hour later, and waits for the end of the idle time.
+async fn is_closed_as_idle_after_an_hour_of_pause<M>(
+    served: &impl Ends,
+    mut client: Client<DuplexStream>,
+    peer: Peer<Bytes, M>,
+) {
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    peer.resume_input();
+    let resumed = Instant::now();
+
+    assert!(client.rest().await.is_empty(), "{}", served.way());
+    assert_eq!(resumed.elapsed().as_secs(), 75, "{}", served.way());
+    drop(client);
+    assert_eq!(served.reason().await, EndReason::IdleTimeout);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_has_its_whole_idle_time_after_a_pause() {
     let (pipeline, mut peers) = pausing();
@@ -339,14 +355,7 @@ async fn a_peer_has_its_whole_idle_time_after_a_pause() {
         let peer = next(&mut peers).await;
         assert_eq!(client.ask("pause").await, "pause");
 
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        peer.resume_input();
-        let resumed = Instant::now();
-
-        assert!(client.rest().await.is_empty(), "{}", served.way());
-        assert_eq!(resumed.elapsed().as_secs(), 75, "{}", served.way());
-        drop(client);
-        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+        is_closed_as_idle_after_an_hour_of_pause(&served, client, peer).await;
     }
 }
 
@@ -359,17 +368,10 @@ async fn a_peer_that_has_sent_nothing_has_the_idle_time_after_a_pause() {
         ready(Ok::<_, Infallible>(service_fn(hurried)))
     });
     for served in each_way(Pipeline::new(Lines::default).make_service(make)) {
-        let mut client = served.client().await;
+        let client = served.client().await;
         let peer = made.recv().await.expect("it is served");
 
-        tokio::time::sleep(Duration::from_secs(3600)).await;
-        peer.resume_input();
-        let resumed = Instant::now();
-
-        assert!(client.rest().await.is_empty(), "{}", served.way());
-        assert_eq!(resumed.elapsed().as_secs(), 75, "{}", served.way());
-        drop(client);
-        assert_eq!(served.reason().await, EndReason::IdleTimeout);
+        is_closed_as_idle_after_an_hour_of_pause(&served, client, peer).await;
     }
 }
 

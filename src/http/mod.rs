@@ -132,10 +132,10 @@
 //! closed gracefully. At the deadline of a drain, at one of [its own
 //! deadlines](#deadlines-of-upgraded-streams), or in an abort, the server takes the stream away,
 //! and the task's reads and writes fail with
-//! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel, which is an HTTP/2 stream
-//! upgraded by `CONNECT`, counts as open until its task shuts down writing or drops it, or the peer
-//! resets it. If its connection ends first, the tunnel's reads and writes fail with an error of
-//! hyper, such as [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
+//! [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). A tunnel, which is an HTTP/2
+//! stream upgraded by `CONNECT`, counts as open until its task shuts down writing or drops it, or
+//! the peer resets it. If its connection ends first, the tunnel's reads and writes fail with an
+//! error of hyper, such as [`BrokenPipe`](std::io::ErrorKind::BrokenPipe).
 //!
 //! # WebSockets
 //!
